@@ -1,0 +1,81 @@
+// attention_propagate, Eq. 4 and 5: phi(softmax(q k^T scale) v) + residual, the affinity never stored.
+//
+// For a tile of queries (lanes of the vector registers) the logits of all keys are computed into the
+// second-level cache, turned into weights there, and multiplied with the values, which already carry
+// phi. Both products are computed transposed, keys and channels broadcast against queries, so an NCHW
+// map is read and written without a permutation.
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+
+#include "../checks.h"
+#include "dtypes.h"
+#include "propagate.h"
+
+namespace tdnet::cpu {
+namespace {
+
+Tensor attention_propagate_float(const Tensor& layout, Tensor q, Tensor k, const Tensor& v,
+                                 const Projection& projection, double scale) {
+  const TileLoops& loops = tile_loops();
+  const int64_t height = q.size(2), width = q.size(3), queries = height * width;
+  const int64_t channels = q.size(1), keys = k.size(2) * k.size(3), batch = q.size(0);
+  const int64_t strips = divide_up(keys, loops.rows);
+  const Tokens query_tokens = tokens(q), key_tokens = tokens(k);
+
+  // Keys as strips [B][strips][channels, rows], carrying the scale.
+  const int64_t strip_size = channels * loops.rows;
+  const Buffer packed_keys(batch * strips * strip_size);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t s = 0; s < strips; ++s) {
+      pack_tokens(key_tokens, b, s * loops.rows, keys, channels, loops.rows,
+                  static_cast<float>(scale), packed_keys.get() + (b * strips + s) * strip_size);
+    }
+  }
+  const auto make_fill = [&]() -> FillLogits {
+    const auto packed_queries = std::make_shared<Buffer>(channels * loops.lanes);
+    return [&, packed_queries](int64_t b, int64_t first, float* panel) {
+      pack_tokens(query_tokens, b, first, queries, channels, loops.lanes, 1.0f,
+                  packed_queries->get());
+      for (int64_t s = 0; s < strips; ++s) {
+        loops.product(channels, packed_keys.get() + (b * strips + s) * strip_size,
+                      packed_queries->get(), panel + s * loops.rows * loops.lanes);
+      }
+    };
+  };
+  return propagate_projected(layout, height, width, v, projection, make_fill);
+}
+
+Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
+                           const std::optional<Tensor>& residual,
+                           const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                           std::optional<double> scale, bool allow_tf32) {
+  check_feature_map("q", q);
+  check_feature_map("k", k);
+  check_matches("k", k, "q", q);
+  check_size("k", k, 0, q.size(0), "batch of q");
+  check_size("k", k, 1, q.size(1), "channels of q");
+  check_has_pixels("k", k);
+  check_feature_map("v", v);
+  check_matches("v", v, "q", q);
+  check_size("v", v, 0, q.size(0), "batch of q");
+  check_size("v", v, 2, k.size(2), "height of k");
+  check_size("v", v, 3, k.size(3), "width of k");
+  check_projection("q", q, v.size(1), q.size(2), q.size(3), residual, weight, bias);
+  if (is_double(q)) {
+    return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
+                         scale, allow_tf32)[0];
+  }
+  const Tensor out = attention_propagate_float(
+      q, to_float(q), to_float(k), to_float(v), {to_float(residual), to_float(weight), to_float(bias)},
+      scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1)))));
+  return from_float(out, q.scalar_type());
+}
+
+}  // namespace
+}  // namespace tdnet::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+  m.impl("attention_propagate", TORCH_BOX(&tdnet::cpu::attention_propagate));
+}

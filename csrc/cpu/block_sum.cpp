@@ -1,0 +1,113 @@
+// block_sum_reduce and block_sum_update, the dimension reduction of Sec. 3.1: a convolution over channel
+// groups that are summed without ever being concatenated.
+
+#include <torch/csrc/stable/library.h>
+
+#include "../checks.h"
+#include "convolve.h"
+#include "dtypes.h"
+#include "tile.h"
+
+namespace tdnet::cpu {
+namespace {
+
+Tensor block_sum_reduce(const std::vector<Tensor>& blocks, const std::vector<Tensor>& weights,
+                        const std::optional<Tensor>& bias, int64_t padding, int64_t dilation,
+                        const std::string& activation, bool allow_tf32) {
+  STD_TORCH_CHECK(!blocks.empty(), "blocks: expected at least one block, got an empty list");
+  STD_TORCH_CHECK(weights.size() == blocks.size(), "weights: expected ", blocks.size(),
+                  ", one a block, got ", weights.size());
+  check_activation(activation);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const std::string x_name = "blocks[" + std::to_string(i) + "]";
+    const std::string weight_name = "weights[" + std::to_string(i) + "]";
+    check_convolution(x_name, blocks[i], weight_name, weights[i], padding, dilation);
+    check_matches(x_name, blocks[i], "blocks[0]", blocks[0]);
+    check_size(x_name, blocks[i], 0, blocks[0].size(0), "batch of blocks[0]");
+    check_size(x_name, blocks[i], 2, blocks[0].size(2), "height of blocks[0]");
+    check_size(x_name, blocks[i], 3, blocks[0].size(3), "width of blocks[0]");
+    check_size(weight_name, weights[i], 0, weights[0].size(0), "output channels of weights[0]");
+    check_size(weight_name, weights[i], 2, weights[0].size(2), "kernel of weights[0]");
+  }
+  check_bias(bias, "blocks[0]", blocks[0], weights[0].size(0));
+  if (is_double(blocks[0])) {
+    return call_operator("tdnet_reference::block_sum_reduce", blocks, weights, bias, padding,
+                         dilation, activation, allow_tf32)[0];
+  }
+  const Tensor out = convolve_blocks(
+      blocks[0], to_float(blocks), to_float(weights), to_float(bias), std::nullopt,
+      {.padding = padding, .dilation = dilation, .relu = activation == "relu"});
+  return from_float(out, blocks[0].scalar_type());
+}
+
+// act(sum of partials + bias) in the order of the list. All have the layout of `out`.
+void sum_partials(const std::vector<const float*>& partials, const float* bias, bool relu,
+                  int64_t channels, int64_t channel_stride, const Tensor& out) {
+  float* data = out.mutable_data_ptr<float>();
+  torch::stable::parallel_for(0, out.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float total = partials[0][i];
+      for (size_t p = 1; p < partials.size(); ++p) total += partials[p][i];
+      if (bias) total += bias[i / channel_stride % channels];
+      data[i] = relu && total < 0 ? 0 : total;
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials, int64_t index,
+                                            const Tensor& x, const Tensor& weight,
+                                            const std::optional<Tensor>& bias, int64_t padding,
+                                            int64_t dilation, const std::string& activation,
+                                            bool allow_tf32) {
+  const int64_t count = partials.size();
+  STD_TORCH_CHECK(0 <= index && index < count, "index: expected 0 to ", count - 1,
+                  ", a place in partials, got ", index);
+  check_activation(activation);
+  check_convolution("x", x, "weight", weight, padding, dilation);
+  check_bias(bias, "x", x, weight.size(0));
+  const int64_t shrink = dilation * (weight.size(2) - 1) - 2 * padding;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i == index) continue;
+    const std::string name = "partials[" + std::to_string(i) + "]";
+    check_feature_map(name, partials[i]);
+    check_matches(name, partials[i], "x", x);
+    check_size(name, partials[i], 0, x.size(0), "batch of the new partial");
+    check_size(name, partials[i], 1, weight.size(0), "channels of the new partial");
+    check_size(name, partials[i], 2, x.size(2) - shrink, "height of the new partial");
+    check_size(name, partials[i], 3, x.size(3) - shrink, "width of the new partial");
+  }
+  if (is_double(x)) {
+    const auto results = call_operator<2>("tdnet_reference::block_sum_update", partials, index, x,
+                                          weight, bias, padding, dilation, activation, allow_tf32);
+    return {results[0], results[1]};
+  }
+  const Tensor partial = convolve_blocks(x, {to_float(x)}, {to_float(weight)}, std::nullopt,
+                                         std::nullopt, {.padding = padding, .dilation = dilation});
+  const bool channels_last = x.stride(1) == 1;
+  std::vector<Tensor> aligned;
+  std::vector<const float*> data;
+  for (int64_t i = 0; i < count; ++i) {
+    aligned.push_back(i == index
+                          ? partial
+                          : torch::stable::contiguous(
+                                to_float(partials[i]),
+                                channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                              : torch::headeronly::MemoryFormat::Contiguous));
+    data.push_back(aligned.back().const_data_ptr<float>());
+  }
+  std::optional<Tensor> bias_float;
+  if (bias) bias_float = torch::stable::contiguous(to_float(*bias));
+  const Tensor total = torch::stable::empty_like(partial);
+  sum_partials(data, bias_float ? bias_float->const_data_ptr<float>() : nullptr,
+               activation == "relu", partial.size(1),
+               channels_last ? 1 : partial.size(2) * partial.size(3), total);
+  return {from_float(partial, x.scalar_type()), from_float(total, x.scalar_type())};
+}
+
+}  // namespace
+}  // namespace tdnet::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+  m.impl("block_sum_reduce", TORCH_BOX(&tdnet::cpu::block_sum_reduce));
+  m.impl("block_sum_update", TORCH_BOX(&tdnet::cpu::block_sum_update));
+}

@@ -1,0 +1,163 @@
+#include "convolve.h"
+
+#include <cstring>
+
+#include "dtypes.h"
+#include "tile.h"
+
+namespace tdnet::cpu {
+namespace {
+
+// One kernel position of one block: a slice of the depth of the implicit matrix product.
+struct Tap {
+  const Tensor* x;
+  const float* weights;  // strips [channels, rows], `strip_stride` apart
+  int64_t strip_stride;
+  int64_t dy, dx;
+};
+
+// weight [C_out, C, k, k] -> for every tap, for every strip of output channels, [C, rows].
+void pack_weight(const Tensor& weight, const TileLoops& loops, float* out) {
+  const int64_t out_channels = weight.size(0), channels = weight.size(1), kernel = weight.size(2);
+  const int64_t strips = divide_up(out_channels, loops.rows);
+  for_each_tile(kernel * kernel, [&](const auto& take) {
+    for (int64_t tap = take(); tap >= 0; tap = take()) {
+      const Tokens source{weight.const_data_ptr<float>() + (tap / kernel) * weight.stride(2) +
+                              (tap % kernel) * weight.stride(3),
+                          0, weight.stride(0), weight.stride(1)};
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        pack_channels(source, 0, 0, channels, strip * loops.rows, out_channels, loops.rows,
+                      out + (tap * strips + strip) * channels * loops.rows);
+      }
+    }
+  });
+}
+
+// The input pixels under one tap of `lanes` consecutive output pixels.
+struct PixelRun {
+  static constexpr int kMostLanes = 64;
+  const float* pixels[kMostLanes];  // null outside the map
+  bool adjacent;                    // pixels[i] == pixels[0] + i
+};
+
+PixelRun locate(const Tensor& x, int64_t b, int64_t first, int64_t end, int64_t out_width,
+                int64_t dy, int64_t dx, int lanes) {
+  PixelRun run;
+  const float* data = x.const_data_ptr<float>() + b * x.stride(0);
+  const int64_t height = x.size(2), width = x.size(3);
+  const int64_t row_stride = x.stride(2), column_stride = x.stride(3);
+  int64_t y = first / out_width + dy, column = first % out_width;
+  run.adjacent = true;
+  for (int i = 0; i < lanes; ++i) {
+    const int64_t x_position = column + dx;
+    const bool inside = first + i < end && y >= 0 && y < height && x_position >= 0 &&
+                        x_position < width;
+    run.pixels[i] = inside ? data + y * row_stride + x_position * column_stride : nullptr;
+    run.adjacent = run.adjacent && inside && run.pixels[i] == run.pixels[0] + i;
+    if (++column == out_width) {
+      column = 0;
+      ++y;
+    }
+  }
+  return run;
+}
+
+// panel [channels, lanes] of the channels from `first_channel` on.
+void pack_pixels(const PixelRun& run, int64_t channel_stride, int64_t first_channel,
+                 int64_t channels, int lanes, float* panel) {
+  if (run.adjacent) {
+    for (int64_t c = 0; c < channels; ++c) {
+      std::memcpy(panel + c * lanes, run.pixels[0] + (first_channel + c) * channel_stride,
+                  sizeof(float) * lanes);
+    }
+    return;
+  }
+  for (int i = 0; i < lanes; ++i) {
+    const float* pixel = run.pixels[i];
+    for (int64_t c = 0; c < channels; ++c) {
+      panel[c * lanes + i] = pixel ? pixel[(first_channel + c) * channel_stride] : 0.0f;
+    }
+  }
+}
+
+}  // namespace
+
+Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
+                       const std::vector<Tensor>& weights, const std::optional<Tensor>& bias,
+                       const std::optional<Tensor>& residual, const ConvolutionOptions& options) {
+  const TileLoops& loops = tile_loops();
+  const int64_t kernel = weights[0].size(2), out_channels = weights[0].size(0);
+  const int64_t strips = divide_up(out_channels, loops.rows);
+  const int64_t shrink = options.dilation * (kernel - 1) - 2 * options.padding;
+  const int64_t batch = blocks[0].size(0);
+  const int64_t height = blocks[0].size(2) - shrink, width = blocks[0].size(3) - shrink;
+  const int64_t pixels = height * width;
+
+  int64_t depth = 0;
+  for (const Tensor& x : blocks) depth += x.size(1) * kernel * kernel;
+  const Buffer packed(depth * strips * loops.rows);
+  std::vector<Tap> taps;
+  float* next = packed.get();
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    pack_weight(weights[i], loops, next);
+    const int64_t strip_stride = blocks[i].size(1) * loops.rows;
+    for (int64_t tap = 0; tap < kernel * kernel; ++tap) {
+      taps.push_back({&blocks[i], next, strip_stride,
+                      tap / kernel * options.dilation - options.padding,
+                      tap % kernel * options.dilation - options.padding});
+      next += strips * strip_stride;
+    }
+  }
+
+  std::optional<Tensor> packed_bias, even_residual = residual;
+  if (bias) packed_bias = torch::stable::contiguous(*bias);
+  Tokens residual_tokens{};
+  if (even_residual) residual_tokens = tokens(*even_residual);
+  Tensor out = empty_map_like(layout, batch, out_channels, height, width);
+  const bool channels_last = layout.stride(1) == 1;
+  const int64_t out_channel = channels_last ? 1 : pixels, out_token = channels_last ? out_channels : 1;
+  const float* bias_data = packed_bias ? packed_bias->const_data_ptr<float>() : nullptr;
+  float* out_data = out.mutable_data_ptr<float>();
+
+  const int64_t tiles = divide_up(pixels, loops.lanes);
+  for_each_tile(batch * tiles, [&](const auto& take) {
+    const Buffer panel(loops.depth * loops.lanes), sums(strips * loops.rows * loops.lanes);
+    for (int64_t t = take(); t >= 0; t = take()) {
+      const int64_t b = t / tiles, first = t % tiles * loops.lanes;
+      bool started = false;
+      for (const Tap& tap : taps) {
+        const PixelRun run = locate(*tap.x, b, first, pixels, width, tap.dy, tap.dx, loops.lanes);
+        const int64_t channels = tap.x->size(1);
+        for (int64_t c = 0; c < channels; c += loops.depth) {
+          const int64_t count = std::min<int64_t>(loops.depth, channels - c);
+          pack_pixels(run, tap.x->stride(1), c, count, loops.lanes, panel.get());
+          const auto product = started ? loops.product_add : loops.product;
+          started = true;
+          for (int64_t strip = 0; strip < strips; ++strip) {
+            product(count, tap.weights + strip * tap.strip_stride + c * loops.rows, panel.get(),
+                    sums.get() + strip * loops.rows * loops.lanes);
+          }
+        }
+      }
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t channel = strip * loops.rows;
+        loops.finish_block(
+            sums.get() + strip * loops.rows * loops.lanes,
+            {.lane_factor = nullptr,
+             .bias = bias_data ? bias_data + channel : nullptr,
+             .residual = even_residual ? residual_tokens.at(b, channel, first) : nullptr,
+             .residual_channel = residual_tokens.channel,
+             .residual_token = residual_tokens.token,
+             .out = out_data + b * out_channels * pixels + channel * out_channel + first * out_token,
+             .out_channel = out_channel,
+             .out_token = out_token,
+             .rows = std::min<int64_t>(loops.rows, out_channels - channel),
+             .lanes = std::min<int64_t>(loops.lanes, pixels - first),
+             .relu = options.relu});
+      }
+    }
+  });
+  return out;
+}
+
+}  // namespace tdnet::cpu

@@ -1,0 +1,87 @@
+// pooled_affinity, the logits of Eq. 1: q gamma_n(k)^T scale. Queries are broadcast against the pooled keys
+// in the vector lanes, so that a row of the affinity is stored at once.
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+
+#include "../checks.h"
+#include "dtypes.h"
+#include "pooling.h"
+#include "tile.h"
+
+namespace tdnet::cpu {
+namespace {
+
+Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
+  const TileLoops& loops = tile_loops();
+  const int64_t batch = q.size(0), channels = q.size(1);
+  const int64_t queries = q.size(2) * q.size(3), keys = k.size(2) * k.size(3);
+  const Tokens query_tokens = tokens(q), key_tokens = tokens(k);
+  const std::array<int64_t, 3> size{batch, queries, keys};
+  Tensor affinity = torch::stable::new_empty(q, size);
+  float* data = affinity.mutable_data_ptr<float>();
+
+  const int64_t panels = divide_up(keys, loops.lanes), panel_size = channels * loops.lanes;
+  const Buffer packed_keys(batch * panels * panel_size);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t p = 0; p < panels; ++p) {
+      pack_tokens(key_tokens, b, p * loops.lanes, keys, channels, loops.lanes,
+                  static_cast<float>(scale), packed_keys.get() + (b * panels + p) * panel_size);
+    }
+  }
+  const int64_t strips = divide_up(queries, loops.rows);
+  for_each_tile(batch * strips, [&](const auto& take) {
+    const Buffer strip(channels * loops.rows), block(loops.rows * loops.lanes);
+    for (int64_t t = take(); t >= 0; t = take()) {
+      const int64_t b = t / strips, first = t % strips * loops.rows;
+      pack_tokens(query_tokens, b, first, queries, channels, loops.rows, 1.0f, strip.get());
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t key = p * loops.lanes;
+        loops.product(channels, strip.get(), packed_keys.get() + (b * panels + p) * panel_size,
+                      block.get());
+        loops.finish_block(block.get(),
+                           {.lane_factor = nullptr,
+                            .bias = nullptr,
+                            .residual = nullptr,
+                            .residual_channel = 0,
+                            .residual_token = 0,
+                            .out = data + (b * queries + first) * keys + key,
+                            .out_channel = keys,
+                            .out_token = 1,
+                            .rows = std::min<int64_t>(loops.rows, queries - first),
+                            .lanes = std::min<int64_t>(loops.lanes, keys - key),
+                            .relu = false});
+      }
+    }
+  });
+  return affinity;
+}
+
+Tensor pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride, const std::string& mode,
+                       std::optional<double> scale, bool allow_tf32) {
+  check_feature_map("q", q);
+  check_feature_map("k", k);
+  check_matches("k", k, "q", q);
+  check_size("k", k, 0, q.size(0), "batch of q");
+  check_size("k", k, 1, q.size(1), "channels of q");
+  check_has_pixels("k", k);
+  check_positive("stride", stride);
+  check_mode(mode);
+  if (is_double(q)) {
+    return call_operator("tdnet_reference::pooled_affinity", q, k, stride, mode, scale,
+                         allow_tf32)[0];
+  }
+  Tensor keys = to_float(k);
+  if (stride > 1) keys = pool(keys, keys, stride, mode);
+  const Tensor affinity = pooled_affinity_float(
+      to_float(q), keys, scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1)))));
+  return from_float(affinity, q.scalar_type());
+}
+
+}  // namespace
+}  // namespace tdnet::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+  m.impl("pooled_affinity", TORCH_BOX(&tdnet::cpu::pooled_affinity));
+}

@@ -1,0 +1,168 @@
+#include "propagate.h"
+
+#include <array>
+
+#include "convolve.h"
+#include "dtypes.h"
+
+namespace tdnet::cpu {
+namespace {
+
+// Panels of queries that share one pass over the values: as many as keep the logits near half a
+// megabyte, at most four.
+int64_t panels_in_tile(int64_t keys, const TileLoops& loops) {
+  constexpr int64_t kLogits = 128 * 1024;
+  return std::clamp<int64_t>(kLogits / (keys * loops.lanes), 1, 4);
+}
+
+// The values of one batch as strips: for every block of `depth` keys, for every strip of channels,
+// [keys of the block, rows].
+void pack_values(const Propagation& problem, int64_t b, const TileLoops& loops, float* out) {
+  const int64_t strips = divide_up(problem.channels, loops.rows);
+  const int64_t blocks = divide_up(problem.keys, loops.depth);
+  for_each_tile(blocks, [&](const auto& take) {
+    for (int64_t block = take(); block >= 0; block = take()) {
+      const int64_t first = block * loops.depth;
+      const int64_t count = std::min<int64_t>(loops.depth, problem.keys - first);
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        pack_channels(problem.values, b, first, count, strip * loops.rows, problem.channels,
+                      loops.rows, out + (first * strips + strip * count) * loops.rows);
+      }
+    }
+  });
+}
+
+// block += values^T weights for one tile of query panels; the last key block also finishes.
+void add_values(const Propagation& problem, const TileLoops& loops, const float* values,
+                int64_t first_key, int64_t panels, int64_t panel_size, const float* weights,
+                float* sums) {
+  const int64_t strips = divide_up(problem.channels, loops.rows);
+  const int64_t count = std::min<int64_t>(loops.depth, problem.keys - first_key);
+  const auto product = first_key == 0 ? loops.product : loops.product_add;
+  for (int64_t p = 0; p < panels; ++p) {
+    const float* panel = weights + p * panel_size + first_key * loops.lanes;
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      product(count, values + (first_key * strips + strip * count) * loops.rows, panel,
+              sums + (p * strips + strip) * loops.rows * loops.lanes);
+    }
+  }
+}
+
+void finish_tile(const Propagation& problem, const TileLoops& loops, int64_t b, int64_t first,
+                 int64_t panels, const float* inverse_sums, float* sums) {
+  const int64_t strips = divide_up(problem.channels, loops.rows);
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t query = first + p * loops.lanes;
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const int64_t channel = strip * loops.rows;
+      const Tokens* residual = problem.residual;
+      loops.finish_block(
+          sums + (p * strips + strip) * loops.rows * loops.lanes,
+          {.lane_factor = inverse_sums + p * loops.lanes,
+           .bias = problem.bias ? problem.bias + channel : nullptr,
+           .residual = residual ? residual->at(b, channel, query) : nullptr,
+           .residual_channel = residual ? residual->channel : 0,
+           .residual_token = residual ? residual->token : 0,
+           .out = problem.out + b * problem.out_batch + channel * problem.out_channel +
+                  query * problem.out_token,
+           .out_channel = problem.out_channel,
+           .out_token = problem.out_token,
+           .rows = std::min<int64_t>(loops.rows, problem.channels - channel),
+           .lanes = std::min<int64_t>(loops.lanes, problem.queries - query),
+           .relu = false});
+    }
+  }
+}
+
+}  // namespace
+
+void propagate(const Propagation& problem, const std::function<FillLogits()>& make_fill) {
+  const TileLoops& loops = tile_loops();
+  const int64_t strips = divide_up(problem.channels, loops.rows);
+  const int64_t panel_size = round_up(problem.keys, loops.rows) * loops.lanes;
+  const int64_t tile_panels = panels_in_tile(problem.keys, loops);
+  const int64_t tile = tile_panels * loops.lanes;
+  const Buffer values(strips * loops.rows * problem.keys);
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    pack_values(problem, b, loops, values.get());
+    for_each_tile(divide_up(problem.queries, tile), [&](const auto& take) {
+      const Buffer logits(tile_panels * panel_size), inverse_sums(tile);
+      const Buffer sums(tile_panels * strips * loops.rows * loops.lanes);
+      const FillLogits fill = make_fill();
+      for (int64_t t = take(); t >= 0; t = take()) {
+        const int64_t first = t * tile;
+        const int64_t panels =
+            std::min(tile_panels, divide_up(problem.queries - first, loops.lanes));
+        for (int64_t p = 0; p < panels; ++p) {
+          float* panel = logits.get() + p * panel_size;
+          fill(b, first + p * loops.lanes, panel);
+          loops.softmax_panel(panel, problem.keys, inverse_sums.get() + p * loops.lanes);
+        }
+        for (int64_t key = 0; key < problem.keys; key += loops.depth) {
+          add_values(problem, loops, values.get(), key, panels, panel_size, logits.get(),
+                     sums.get());
+        }
+        finish_tile(problem, loops, b, first, panels, inverse_sums.get(), sums.get());
+      }
+    });
+  }
+}
+
+namespace {
+
+// v W^T: [B, d_v, h, w] -> tokens [B, d_out, M].
+Tensor fold(const Tensor& v, const Tensor& weight) {
+  Tensor flat = torch::stable::flatten(v, 2, 3);
+  Tensor values = torch::stable::transpose(flat, 1, 2);
+  return torch::stable::matmul(values, torch::stable::transpose(weight, 0, 1));
+}
+
+// Folding runs phi over M keys instead of N queries, and the product with the weights over d_out
+// channels instead of d_v.
+bool folding_is_cheaper(int64_t queries, int64_t keys, const Tensor& weight) {
+  const double out_channels = weight.size(0), value_channels = weight.size(1);
+  return keys * (value_channels + queries) * out_channels <=
+         queries * (out_channels + keys) * value_channels;
+}
+
+}  // namespace
+
+Tensor propagate_projected(const Tensor& layout, int64_t height, int64_t width, const Tensor& v,
+                           const Projection& projection,
+                           const std::function<FillLogits()>& make_fill) {
+  const int64_t batch = layout.size(0), queries = height * width, keys = v.size(2) * v.size(3);
+  if (projection.weight && !folding_is_cheaper(queries, keys, *projection.weight)) {
+    const Tensor attended = propagate_projected(layout, height, width, v, {}, make_fill);
+    const std::array<int64_t, 4> size{projection.weight->size(0), projection.weight->size(1), 1, 1};
+    const Tensor weight = torch::stable::reshape(*projection.weight, size);
+    return convolve_blocks(layout, {attended}, {weight}, projection.bias, projection.residual, {});
+  }
+  Tensor values = projection.weight ? fold(v, *projection.weight) : v;
+  const int64_t channels = projection.weight ? projection.weight->size(0) : v.size(1);
+  const Tokens value_tokens = projection.weight
+                                  ? Tokens{values.const_data_ptr<float>(), values.stride(0),
+                                           values.stride(2), values.stride(1)}
+                                  : tokens(values);
+  std::optional<Tensor> residual = projection.residual;
+  Tokens residual_tokens{};
+  if (residual) residual_tokens = tokens(*residual);
+  std::optional<Tensor> bias;
+  if (projection.bias) bias = torch::stable::contiguous(*projection.bias);
+  Tensor out = empty_map_like(layout, batch, channels, height, width);
+  const bool channels_last = layout.stride(1) == 1;
+  propagate({.batch = batch,
+             .queries = queries,
+             .keys = keys,
+             .channels = channels,
+             .values = value_tokens,
+             .bias = bias ? bias->const_data_ptr<float>() : nullptr,
+             .residual = residual ? &residual_tokens : nullptr,
+             .out = out.mutable_data_ptr<float>(),
+             .out_batch = channels * queries,
+             .out_channel = channels_last ? 1 : queries,
+             .out_token = channels_last ? channels : 1},
+            make_fill);
+  return out;
+}
+
+}  // namespace tdnet::cpu

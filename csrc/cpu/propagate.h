@@ -1,0 +1,39 @@
+// softmax(logits) values + bias + residual, tile by tile: the core of attention_propagate and
+// softmax_propagate. The logits of a tile live in the second-level cache and nowhere else.
+
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include "tile.h"
+
+namespace tdnet::cpu {
+
+struct Propagation {
+  int64_t batch, queries, keys, channels;
+  Tokens values;  // [B, channels, keys]
+  const float* bias;
+  const Tokens* residual;
+  float* out;
+  int64_t out_batch, out_channel, out_token;
+};
+
+// Writes the logits of the queries first .. first+lanes-1 of batch b as a panel
+// [round_up(keys, rows), lanes]; lanes past the last query may hold anything finite.
+using FillLogits = std::function<void(int64_t b, int64_t first, float* panel)>;
+
+// `make_fill` is called once a thread, so that a FillLogits may own scratch memory.
+void propagate(const Propagation& problem, const std::function<FillLogits()>& make_fill);
+
+struct Projection {
+  std::optional<torch::stable::Tensor> residual, weight, bias;
+};
+
+// phi(softmax(logits) v) + residual as a map [B, d_out, H, W] in the layout of `layout`; folds phi into the
+// values where that costs fewer operations.
+torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout, int64_t height, int64_t width,
+                                          const torch::stable::Tensor& v, const Projection& projection,
+                                          const std::function<FillLogits()>& make_fill);
+
+}  // namespace tdnet::cpu

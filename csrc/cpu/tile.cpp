@@ -1,0 +1,49 @@
+#include "tile.h"
+
+#include <cstring>
+
+#define TDNET_LOOPS "tile_loops.h"
+#include "for_each_instruction_set.h"
+
+namespace tdnet::cpu {
+
+const TileLoops& tile_loops() {
+  static const TileLoops loops = TDNET_DISPATCH(tile_loops)();
+  return loops;
+}
+
+Tokens tokens(torch::stable::Tensor& map) {
+  const bool even = map.size(2) == 1 || map.size(3) == 1 ||
+                    map.stride(2) == map.size(3) * map.stride(3);
+  if (!even) map = torch::stable::contiguous(map);
+  return {map.const_data_ptr<float>(), map.stride(0), map.stride(1),
+          map.size(3) == 1 ? map.stride(2) : map.stride(3)};
+}
+
+void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, int64_t channels,
+                 int width, float factor, float* out) {
+  const int64_t valid = std::min<int64_t>(width, end - first);
+  for (int64_t c = 0; c < channels; ++c) {
+    const float* row = source.at(b, c, first);
+    float* to = out + c * width;
+    if (source.token == 1) {
+      for (int64_t i = 0; i < valid; ++i) to[i] = row[i] * factor;
+    } else {
+      for (int64_t i = 0; i < valid; ++i) to[i] = row[i * source.token] * factor;
+    }
+    for (int64_t i = valid; i < width; ++i) to[i] = 0;
+  }
+}
+
+void pack_channels(const Tokens& source, int64_t b, int64_t first_token, int64_t token_count,
+                   int64_t first_channel, int64_t end_channel, int width, float* out) {
+  const int64_t valid = std::min<int64_t>(width, end_channel - first_channel);
+  for (int64_t i = 0; i < token_count; ++i) {
+    const float* row = source.at(b, first_channel, first_token + i);
+    float* to = out + i * width;
+    for (int64_t r = 0; r < valid; ++r) to[r] = row[r * source.channel];
+    for (int64_t r = valid; r < width; ++r) to[r] = 0;
+  }
+}
+
+}  // namespace tdnet::cpu

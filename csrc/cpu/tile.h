@@ -1,0 +1,97 @@
+// Packing and blocking around the vector loops of tile_loops.h, shared by the matrix-product operators.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <new>
+
+namespace tdnet::cpu {
+
+// How the rows of a block are finished: out = relu?(block * lane_factor + bias + residual).
+struct Epilogue {
+  const float* lane_factor;  // [lanes] or null
+  const float* bias;         // [rows] or null
+  const float* residual;     // like out, or null
+  int64_t residual_channel, residual_token;
+  float* out;
+  int64_t out_channel, out_token;
+  int64_t rows, lanes;  // the valid part of the block
+  bool relu;
+};
+
+// One instruction set's loops. Panels are [depth, lanes], strips are [depth, rows], blocks are
+// [rows, lanes].
+struct TileLoops {
+  int rows;
+  int lanes;
+  int depth;  // rows of a panel that one product should take at most
+  void (*product)(int64_t depth, const float* strip, const float* panel, float* block);
+  void (*product_add)(int64_t depth, const float* strip, const float* panel, float* block);
+  void (*softmax_panel)(float* logits, int64_t keys, float* inverse_sum);
+  void (*finish_block)(float* block, const Epilogue& epilogue);
+};
+
+const TileLoops& tile_loops();
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// Uninitialised floats on a cache line.
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : data_(static_cast<float*>(::operator new(sizeof(float) * count, std::align_val_t{64}))) {}
+  ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  float* get() const { return data_; }
+
+ private:
+  float* data_;
+};
+
+// A feature map [B, C, H, W] read as tokens: element (b, c, n) lies at
+// b * batch + c * channel + n * token.
+struct Tokens {
+  const float* data;
+  int64_t batch, channel, token;
+
+  const float* at(int64_t b, int64_t c, int64_t n) const {
+    return data + b * batch + c * channel + n * token;
+  }
+};
+
+// `map` is replaced by a contiguous copy where its pixels are not evenly spaced (a spatial slice).
+Tokens tokens(torch::stable::Tensor& map);
+
+// out[c * width + i] = source(first + i, c) * factor, zero from token `end` on: `width` tokens side by
+// side.
+void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, int64_t channels,
+                 int width, float factor, float* out);
+
+// out[i * width + r] = source(first_token + i, first_channel + r), zero from `end_channel` on.
+void pack_channels(const Tokens& source, int64_t b, int64_t first_token, int64_t token_count,
+                   int64_t first_channel, int64_t end_channel, int width, float* out);
+
+// Runs work(take) on every thread of torch's pool; take() hands out 0 .. count-1, then -1. Threads that
+// the machine slows down simply take fewer.
+template <typename Work>
+void for_each_tile(int64_t count, const Work& work) {
+  if (count == 0) return;
+  std::atomic<int64_t> next{0};
+  const auto take = [&]() -> int64_t {
+    const int64_t tile = next.fetch_add(1, std::memory_order_relaxed);
+    return tile < count ? tile : -1;
+  };
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) work(take);
+  });
+}
+
+}  // namespace tdnet::cpu

@@ -1,0 +1,135 @@
+// The vector loops of the matrix-product operators; compiled once an instruction set.
+//
+// A panel holds kLanes columns (queries, or pixels) side by side in vector registers; a strip holds kRows
+// rows (keys, or channels) whose values are broadcast. A product adds depth rank-1 updates to one
+// kRows x kLanes block that stays in registers:
+//   AVX-512:  8 rows x 3 vectors of 16 = 24 accumulators of 32 registers
+//   AVX2:     6 rows x 2 vectors of 8  = 12 accumulators of 16 registers
+//   generic:  4 rows x 2 vectors of 4  =  8 accumulators of 16 registers
+// No intrinsics: GCC's vector extensions serve every width.
+
+typedef float Vector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS)));
+typedef int IntVector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS)));
+
+constexpr int kWidth = TDNET_VECTOR_FLOATS;
+constexpr int kRows = kWidth == 16 ? 8 : (kWidth == 8 ? 6 : 4);
+constexpr int kVectors = kWidth == 16 ? 3 : 2;
+constexpr int kLanes = kVectors * kWidth;
+
+// noinline keeps the accumulators in registers: inlined into a caller GCC spills them.
+template <bool kAccumulate>
+__attribute__((noinline)) void product(int64_t depth, const float* __restrict strip,
+                                       const float* __restrict panel, float* __restrict block) {
+  Vector sum[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = kAccumulate ? *reinterpret_cast<const Vector*>(block + r * kLanes + v * kWidth) : Vector{};
+    }
+  }
+#pragma GCC unroll 4
+  for (int64_t d = 0; d < depth; ++d) {
+    Vector column[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) column[v] = *reinterpret_cast<const Vector*>(panel + v * kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vector broadcast = strip[r] - Vector{};
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += broadcast * column[v];
+    }
+    strip += kRows;
+    panel += kLanes;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Vector*>(block + r * kLanes + v * kWidth) = sum[r][v];
+  }
+}
+
+// exp(x) for x <= 0, relative error below 2e-7; 0 below the smallest normal result and for -inf; NaN stays.
+static inline Vector exponential(Vector x) {
+  constexpr float kLog2e = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723212e-6f;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+  constexpr float kRound = 12582912.0f;
+  const Vector shifted = x * kLog2e + kRound;
+  const Vector n = shifted - kRound;
+  const Vector f = (x - n * kLn2High) - n * kLn2Low;
+  Vector p = f * (1.0f / 720) + 1.0f / 120;
+  p = p * f + 1.0f / 24;
+  p = p * f + 1.0f / 6;
+  p = p * f + 0.5f;
+  p = p * f + 1.0f;
+  p = p * f + 1.0f;
+  const IntVector exponent = reinterpret_cast<IntVector>(shifted) << 23;
+  const Vector result = reinterpret_cast<Vector>(reinterpret_cast<IntVector>(p) + exponent);
+  const Vector finite = x >= -87.0f ? result : Vector{};
+  return x == x ? finite : x;
+}
+
+// Softmax down the keys of one panel of logits [keys, kLanes], unnormalised and in place. inverse_sum
+// [kLanes] receives 1 / sum: an all -inf column and a NaN give NaN, as torch.
+void softmax_panel(float* logits, int64_t keys, float* inverse_sum) {
+  Vector* rows = reinterpret_cast<Vector*>(logits);
+  Vector maximum[kVectors], sum[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    maximum[v] = rows[v];
+    sum[v] = Vector{};
+  }
+  for (int64_t j = 1; j < keys; ++j) {
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector row = rows[j * kVectors + v];
+      maximum[v] = row > maximum[v] ? row : maximum[v];
+    }
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector e = exponential(rows[j * kVectors + v] - maximum[v]);
+      rows[j * kVectors + v] = e;
+      sum[v] += e;
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector*>(inverse_sum)[v] = 1.0f / sum[v];
+}
+
+// Scales, biases and stores a block (see Epilogue). With adjacent tokens a row is stored at once; with
+// adjacent channels a token is.
+void finish_block(float* block, const Epilogue& to) {
+  Vector* rows = reinterpret_cast<Vector*>(block);
+  for (int v = 0; v < kVectors; ++v) {
+    const Vector factor =
+        to.lane_factor ? reinterpret_cast<const Vector*>(to.lane_factor)[v] : Vector{} + 1.0f;
+    for (int r = 0; r < to.rows; ++r) {
+      rows[r * kVectors + v] = rows[r * kVectors + v] * factor + (to.bias ? to.bias[r] : 0.0f);
+    }
+  }
+  const float floor = to.relu ? 0.0f : -__builtin_inff();
+  if (to.out_channel == 1) {
+    for (int64_t i = 0; i < to.lanes; ++i) {
+      float* out = to.out + i * to.out_token;
+      for (int64_t r = 0; r < to.rows; ++r) {
+        float value = block[r * kLanes + i];
+        if (to.residual) value += to.residual[i * to.residual_token + r * to.residual_channel];
+        out[r] = value < floor ? floor : value;
+      }
+    }
+    return;
+  }
+  for (int64_t r = 0; r < to.rows; ++r) {
+    float* out = to.out + r * to.out_channel;
+    for (int64_t i = 0; i < to.lanes; ++i) {
+      float value = block[r * kLanes + i];
+      if (to.residual) value += to.residual[i * to.residual_token + r * to.residual_channel];
+      out[i * to.out_token] = value < floor ? floor : value;
+    }
+  }
+}
+
+TileLoops tile_loops() {
+  // A panel of kDepth rows stays in the first-level cache together with one strip.
+  constexpr int kDepth = kWidth == 16 ? 128 : 256;
+  return {kRows, kLanes, kDepth, &product<false>, &product<true>, &softmax_panel, &finish_block};
+}

@@ -1,0 +1,120 @@
+// upsample_argmax: bilinear upsampling and arg max over the classes in one pass. Every thread widens two
+// rows of logits at a time (all classes) and blends them into each row of labels between; the full-size
+// logits never exist.
+
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+
+#include "../checks.h"
+#include "dtypes.h"
+#include "tile.h"
+
+#define TDNET_LOOPS "upsample_argmax_loops.h"
+#include "for_each_instruction_set.h"
+
+namespace tdnet::cpu {
+namespace {
+
+// Where an output position reads: input[low] * (1 - t) + input[high] * t.
+struct Source {
+  int64_t low, high;
+  float t;
+};
+
+// torch's bilinear rule, computed in float as torch does.
+std::vector<Source> sources(int64_t input, int64_t output, bool align_corners) {
+  const float scale = align_corners
+                          ? (output > 1 ? static_cast<float>(input - 1) / (output - 1) : 0.0f)
+                          : static_cast<float>(input) / output;
+  std::vector<Source> list(output);
+  for (int64_t i = 0; i < output; ++i) {
+    const float position =
+        align_corners ? scale * i : std::max(0.0f, scale * (i + 0.5f) - 0.5f);
+    const int64_t low = std::min(static_cast<int64_t>(position), input - 1);
+    list[i] = {low, std::min(low + 1, input - 1), std::clamp(position - low, 0.0f, 1.0f)};
+  }
+  return list;
+}
+
+// One row of logits [classes, W] -> [classes, padded], widened to the output's columns.
+void widen_row(const Tensor& logits, int64_t b, int64_t y, const std::vector<Source>& columns,
+               int64_t padded, float* out) {
+  const float* row = logits.const_data_ptr<float>() + b * logits.stride(0) + y * logits.stride(2);
+  const int64_t step = logits.stride(3);
+  for (int64_t c = 0; c < logits.size(1); ++c) {
+    const float* from = row + c * logits.stride(1);
+    float* to = out + c * padded;
+    for (size_t x = 0; x < columns.size(); ++x) {
+      const Source& source = columns[x];
+      to[x] = from[source.low * step] * (1 - source.t) + from[source.high * step] * source.t;
+    }
+    std::fill(to + columns.size(), to + padded, 0.0f);
+  }
+}
+
+template <typename Label>
+void upsample_argmax_into(const Tensor& logits, bool align_corners, const Tensor& labels) {
+  const int64_t classes = logits.size(1), height = labels.size(1), width = labels.size(2);
+  const std::vector<Source> rows = sources(logits.size(2), height, align_corners);
+  const std::vector<Source> columns = sources(logits.size(3), width, align_corners);
+  const int64_t padded = round_up(width, 16);
+  const auto best_classes = TDNET_DISPATCH(best_classes);
+  Label* out = labels.mutable_data_ptr<Label>();
+  torch::stable::parallel_for(0, labels.size(0) * height, 1, [&](int64_t begin, int64_t end) {
+    const Buffer wide(2 * classes * padded);
+    float* slots[2] = {wide.get(), wide.get() + classes * padded};
+    int64_t held[2] = {-1, -1};  // which input row, over all batches, a slot holds
+    std::vector<int> row_labels_storage(padded + 16);
+    int* row_labels = row_labels_storage.data();
+    row_labels += (64 - reinterpret_cast<uintptr_t>(row_labels) % 64) % 64 / sizeof(int);
+    const auto widened = [&](int64_t b, int64_t y, int64_t keep) {
+      const int64_t wanted = b * logits.size(2) + y;
+      if (held[0] == wanted) return 0;
+      if (held[1] == wanted) return 1;
+      const int slot = held[0] == keep ? 1 : 0;
+      widen_row(logits, b, y, columns, padded, slots[slot]);
+      held[slot] = wanted;
+      return slot;
+    };
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / height;
+      const Source& source = rows[i % height];
+      const int64_t base = b * logits.size(2);
+      const int upper = widened(b, source.low, base + source.high);
+      const int lower = widened(b, source.high, base + source.low);
+      best_classes(slots[upper], slots[lower], source.t, classes, padded, row_labels);
+      for (int64_t x = 0; x < width; ++x) out[i * width + x] = static_cast<Label>(row_labels[x]);
+    }
+  });
+}
+
+Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
+                       ScalarType dtype) {
+  check_feature_map("logits", logits);
+  check_has_pixels("logits", logits);
+  check_output_size(size);
+  STD_TORCH_CHECK(dtype == ScalarType::Byte || dtype == ScalarType::Long,
+                  "dtype: expected uint8 or int64, got ", torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(dtype == ScalarType::Long || logits.size(1) <= 256,
+                  "dtype: uint8 holds 256 classes, got logits with ", logits.size(1),
+                  "; use int64");
+  if (is_double(logits)) {
+    return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners, dtype)[0];
+  }
+  const std::array<int64_t, 3> shape{logits.size(0), size[0], size[1]};
+  const Tensor labels = torch::stable::new_empty(logits, shape, dtype);
+  if (dtype == ScalarType::Byte) {
+    upsample_argmax_into<uint8_t>(to_float(logits), align_corners, labels);
+  } else {
+    upsample_argmax_into<int64_t>(to_float(logits), align_corners, labels);
+  }
+  return labels;
+}
+
+}  // namespace
+}  // namespace tdnet::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+  m.impl("upsample_argmax", TORCH_BOX(&tdnet::cpu::upsample_argmax));
+}

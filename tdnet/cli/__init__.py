@@ -1,0 +1,5 @@
+"""The command line: `tdnet segment`."""
+
+from tdnet.cli.app import main
+
+__all__ = ["main"]

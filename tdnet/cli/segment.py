@@ -1,0 +1,220 @@
+"""What `tdnet segment` does once its options are parsed."""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from tdnet_ops.backends import describe
+
+from tdnet.checkpoints import load_checkpoint
+from tdnet.data.synthetic import FRAME_RATE, street_clip
+from tdnet.models import build_model
+from tdnet.streaming import VideoSegmenter
+from tdnet.video import (
+    FrameSegmenter,
+    FrameSource,
+    FrameWriter,
+    ImageSequence,
+    InterruptFlag,
+    VideoError,
+    open_source,
+    open_writer,
+    segment_frames,
+)
+
+DEMO_OUTPUT = "tdnet_demo.mp4"
+DEMO_FRAMES = 24
+DEMO_SIZE = (256, 512)
+
+FAILED = 1
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+RANDOM_WEIGHTS_NOTICE = (
+    "The weights are random (no --checkpoint was given): the colours mean nothing, "
+    "only the speed and the file are real."
+)
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """The options of `tdnet segment`, checked as far as the command line alone allows.
+
+    Attributes:
+        video: path or camera index; None for the demonstration clip.
+        output: video name, or folder.
+        model: model name; None if the checkpoint tells it.
+        checkpoint: file of weights; None for random ones.
+        num_classes: of a model with random weights.
+        size: "HxW" of the network's input; None for the size of the frames.
+        device: torch device; None for CUDA where there is any.
+        alpha: weight of the colours in the overlay, 0 to 1.
+        frame_rate: frames a second of an image folder.
+    """
+
+    video: str | None
+    output: str
+    model: str | None
+    checkpoint: str | None
+    num_classes: int
+    size: str | None
+    device: str | None
+    alpha: float
+    frame_rate: float
+
+
+def segment_to_file(options: SegmentOptions) -> int:
+    """Segment what the options name, saying on stderr what goes wrong, and return the exit code.
+
+    Whatever happens, the frames finished before it are kept as a whole file.
+    """
+    try:
+        size = None if options.size is None else parse_size(options.size)
+        source = _open_source(options)
+        _refuse_same_file(options)
+        device = _device(options.device)
+        writer = open_writer(options.output, source, options.alpha)
+    except (VideoError, ValueError, RuntimeError, OSError) as error:
+        return _fail(error)
+    return run(source, writer, lambda: _segmenter(options, size, device), str(device))
+
+
+def run(
+    source: FrameSource,
+    writer: FrameWriter,
+    make_segmenter: Callable[[], FrameSegmenter],
+    device: str,
+) -> int:
+    """Segment a source into a writer with progress, and return the exit code.
+
+    Args:
+        source: the frames.
+        writer: where they go; finished and closed here.
+        make_segmenter: called once, after Ctrl-C is in hand.
+        device: the torch device, for the report.
+    """
+    console = Console(stderr=True)
+    latencies: list[float] = []
+    failure: Exception | None = None
+    with InterruptFlag() as flag:
+        try:
+            with writer, _progress(console) as progress:
+                segmenter = make_segmenter()
+                task = progress.add_task(Path(source.label).name, total=source.frame_count)
+                segment_frames(
+                    source,
+                    segmenter,
+                    writer,
+                    latencies,
+                    lambda: flag.interrupted,
+                    lambda: progress.advance(task),
+                )
+                # The number of frames in a container is often an estimate.
+                if not flag.interrupted:
+                    progress.update(task, total=writer.frames_written)
+        except Exception as error:
+            failure = error
+    kept = writer.frames_written
+    if kept:
+        print(f"{kept} frames in {writer.path}")
+        print(latency_report(latencies))
+        print(f"backend: {describe(device)}")
+    if failure is not None:
+        return _fail(failure, f"the {kept} finished frames are in {writer.path}" if kept else None)
+    if flag.interrupted:
+        print(f"tdnet: interrupted after {kept} frames", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of "HxW".
+
+    Raises:
+        ValueError: the text is not two positive integers with an x between them.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", text)
+    if match is None:
+        raise ValueError(f"--size: expected HEIGHTxWIDTH such as 769x1537, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def latency_report(latencies: list[float]) -> str:
+    """Mean, 95th percentile and maximum of latencies in seconds, as one line in milliseconds."""
+    milliseconds = 1e3 * np.array(latencies)
+    return (
+        f"latency per frame: mean {milliseconds.mean():.1f} ms, "
+        f"p95 {np.percentile(milliseconds, 95):.1f} ms, max {milliseconds.max():.1f} ms"
+    )
+
+
+def _open_source(options: SegmentOptions) -> FrameSource:
+    if options.video is not None:
+        return open_source(options.video, Fraction(options.frame_rate).limit_denominator(1001))
+    images = (frame.image for frame in street_clip(DEMO_FRAMES, DEMO_SIZE))
+    return ImageSequence(images, DEMO_FRAMES, Fraction(FRAME_RATE), "synthetic street clip")
+
+
+def _refuse_same_file(options: SegmentOptions) -> None:
+    output = Path(options.output)
+    if options.video is None or not output.exists() or not Path(options.video).exists():
+        return
+    if output.samefile(options.video):
+        raise VideoError(f"{options.output}: the output would replace the input")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"--device {name}: this torch ({torch.__version__}) finds no CUDA GPU")
+    return device
+
+
+def _segmenter(
+    options: SegmentOptions, size: tuple[int, int] | None, device: torch.device
+) -> VideoSegmenter:
+    if options.checkpoint is not None:
+        model = load_checkpoint(options.checkpoint, options.model, device=device)
+    else:
+        print(RANDOM_WEIGHTS_NOTICE, file=sys.stderr)
+        assert options.model is not None
+        torch.manual_seed(0)
+        model = build_model(options.model, options.num_classes).to(device)
+    return VideoSegmenter(model.eval(), size)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _fail(error: Exception, kept: str | None = None) -> int:
+    """Say in one line what went wrong, and what is kept nevertheless."""
+    message = next(iter(str(error).strip().splitlines()), "")
+    if not isinstance(error, (VideoError, ValueError, RuntimeError, OSError)) or not message:
+        message = f"{type(error).__name__}: {message}"
+    print(f"tdnet: error: {message}" + (f"; {kept}" if kept else ""), file=sys.stderr)
+    return FAILED

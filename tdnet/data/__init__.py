@@ -1,0 +1,1 @@
+"""Data for tests, training and the demonstration."""

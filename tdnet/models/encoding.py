@@ -1,0 +1,99 @@
+"""Query, key and value maps of a frame, and their pooled form (Eq. 3)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdnet_ops import spatial_pool
+
+PoolingMode = Literal["max", "subsample"]
+
+KEY_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class StoredFrame:
+    """What a past frame leaves behind: its pooled maps ``q_i``, ``k_i`` and ``v_i`` of Eq. 3.
+
+    query and key are ``[B, 64, h, w]``, value is ``[B, d_v, h, w]``.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class KeyProjection(nn.Module):
+    """Two 1x1 convolutions, ``[B, C, H, W] -> [B, 64, H, W]``; the first with BatchNorm."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(in_channels, KEY_CHANNELS, 1)
+        self.norm = nn.BatchNorm2d(KEY_CHANNELS)
+        self.project = nn.Conv2d(KEY_CHANNELS, KEY_CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(F.leaky_relu(self.norm(self.reduce(x)), 0.01, inplace=True))
+
+
+class Encoding(nn.Module):
+    """Encodes path features ``[B, C, H, W]`` as query, key and value maps.
+
+    Args:
+        in_channels: C.
+        value_channels: d_v.
+        pooling_mode: gamma of Eq. 3. "max" pools the maps over windows as the paper says;
+            "subsample" takes the first pixel of each window, as the published weights expect.
+        pooling_stride: n of Eq. 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        value_channels: int,
+        pooling_mode: PoolingMode,
+        pooling_stride: int,
+    ) -> None:
+        super().__init__()
+        if pooling_mode not in ("max", "subsample"):
+            raise ValueError(f"pooling_mode is {pooling_mode!r}, expected 'max' or 'subsample'")
+        if pooling_stride < 1:
+            raise ValueError(f"pooling_stride is {pooling_stride}, expected at least 1")
+        self.query = KeyProjection(in_channels)
+        self.key = KeyProjection(in_channels)
+        self.value = nn.Conv2d(in_channels, value_channels, 1)
+        self.pooling_mode = pooling_mode
+        self.pooling_stride = pooling_stride
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Full-size query ``[B, 64, H, W]`` and value ``[B, d_v, H, W]`` of the current frame."""
+        return self.query(features), self.value(features)
+
+    def store(self, features: Tensor, query: Tensor, value: Tensor) -> StoredFrame:
+        """Pool a frame whose full-size query and value are known already (streaming).
+
+        1x1 convolutions in eval mode commute with subsampling, so only the key is computed anew.
+        """
+        return StoredFrame(
+            self._pool(query), self._project_pooled(self.key, features), self._pool(value)
+        )
+
+    def encode_stored(self, features: Tensor) -> StoredFrame:
+        """The pooled maps of a frame that is only ever attended to (training on clips)."""
+        return StoredFrame(
+            self._project_pooled(self.query, features),
+            self._project_pooled(self.key, features),
+            self._project_pooled(self.value, features),
+        )
+
+    def _project_pooled(self, projection: nn.Module, features: Tensor) -> Tensor:
+        # Max pooling must follow the convolutions (Eq. 3); subsampling may come first, which
+        # does 1/n^2 of the work and is what the published training did.
+        if self.pooling_mode == "subsample":
+            return projection(self._pool(features))
+        return self._pool(projection(features))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return spatial_pool(x, self.pooling_stride, self.pooling_mode)

@@ -1,0 +1,21 @@
+"""The final prediction layer."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdnet.models.layers import ConvNormReLU
+
+
+class SegmentationHead(nn.Module):
+    """3x3 convolution, BatchNorm, ReLU, dropout of channels, 1x1 convolution to the classes.
+
+    ``[B, in_channels, H, W] -> [B, num_classes, H, W]`` logits.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.hidden = ConvNormReLU(in_channels, hidden_channels, 3)
+        self.classifier = nn.Conv2d(hidden_channels, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(F.dropout2d(self.hidden(x), 0.1, self.training))

@@ -1,0 +1,44 @@
+"""Pyramid pooling."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdnet.models.layers import ConvNormReLU, resize
+
+BINS = (1, 2, 3, 6)
+
+
+class PyramidPooling(nn.Module):
+    """Joins features with their averages over 1x1, 2x2, 3x3 and 6x6 bins.
+
+    ``[B, C, H, W] -> [B, out_channels, H, W]``. Each branch pools, reduces to C/4 channels and is
+    resized back (bilinear, align_corners=True).
+
+    Args:
+        in_channels: C.
+        kept_half: None keeps all channels (out_channels = 2C: PSPNet); 0 or 1 keeps the first or
+            the second half of the channels of the features and of each branch (out_channels = C:
+            one path of a TDNet, Sec. 3.1).
+    """
+
+    def __init__(self, in_channels: int, kept_half: int | None = None) -> None:
+        super().__init__()
+        if kept_half not in (None, 0, 1):
+            raise ValueError(f"kept_half is {kept_half}, expected None, 0 or 1")
+        self.kept_half = kept_half
+        self.out_channels = in_channels * 2 if kept_half is None else in_channels
+        self.branches = nn.ModuleList(
+            ConvNormReLU(in_channels, in_channels // len(BINS), 1) for _ in BINS
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        groups = [self._keep(x)]
+        for bins, branch in zip(BINS, self.branches, strict=True):
+            pooled = self._keep(branch(F.adaptive_avg_pool2d(x, bins)))
+            groups.append(resize(pooled, (height, width)))
+        return torch.cat(groups, dim=1)
+
+    def _keep(self, x: Tensor) -> Tensor:
+        return x if self.kept_half is None else x.chunk(2, dim=1)[self.kept_half]

@@ -1,0 +1,75 @@
+"""All models by name."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from tdnet.models.config import ModelConfig
+from tdnet.models.encoding import PoolingMode
+from tdnet.models.layers import Size
+from tdnet.models.pspnet import PSPNet
+from tdnet.models.tdnet import TDNet
+
+
+@dataclass(frozen=True)
+class _TDNetShape:
+    depth: int
+    num_paths: int
+    head_channels: int
+
+
+_TDNETS = {"td4-psp18": _TDNetShape(18, 4, 128), "td2-psp50": _TDNetShape(50, 2, 256)}
+_PSPNET_DEPTHS = {"pspnet-18": 18, "pspnet-50": 50, "pspnet-101": 101}
+
+
+def model_names() -> list[str]:
+    """The names that ``build_model`` knows."""
+    return [*_TDNETS, *_PSPNET_DEPTHS]
+
+
+def build_model(
+    name: str,
+    num_classes: int = 19,
+    *,
+    pooling_mode: PoolingMode | None = None,
+    pooling_stride: int | None = None,
+    norm_size: Size | None = None,
+) -> TDNet | PSPNet:
+    """Build a model with random weights, in training mode, its weights in channels_last.
+
+    Args:
+        name: one of ``model_names()``: "td4-psp18", "td2-psp50", "pspnet-18", "pspnet-50",
+            "pspnet-101".
+        num_classes: K, the channels of the logits.
+        pooling_mode: TDNet only: gamma of Eq. 3, "max" (None means this) or "subsample" (what
+            published weights expect).
+        pooling_stride: TDNet only: n of Eq. 3 (None means 4).
+        norm_size: TDNet only: feature size at which the LayerNorm keeps its affine (None means
+            97 x 193, the features of a 769 x 1537 image). Other sizes interpolate it.
+
+    Raises:
+        ValueError: for an unknown name, a number of classes below 1, or an option that the model
+            does not have.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+    options = {
+        "pooling_mode": pooling_mode,
+        "pooling_stride": pooling_stride,
+        "norm_size": norm_size,
+    }
+    given = {option: value for option, value in options.items() if value is not None}
+    config = ModelConfig(name, num_classes)
+    model: TDNet | PSPNet
+    if name in _TDNETS:
+        shape = _TDNETS[name]
+        config = replace(config, **given)  # type: ignore[arg-type]
+        model = TDNet(config, shape.depth, shape.num_paths, shape.head_channels)
+    elif name in _PSPNET_DEPTHS:
+        if given:
+            raise ValueError(f"{name} is a single-frame model and has no {', '.join(given)}")
+        model = PSPNet(config, _PSPNET_DEPTHS[name])
+    else:
+        raise ValueError(f"name is {name!r}, expected one of {', '.join(model_names())}")
+    # A TDNet or PSPNet still; the type hints of "to" miss this argument.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

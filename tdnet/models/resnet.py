@@ -1,0 +1,156 @@
+"""Dilated ResNet backbones with output stride 8.
+
+Parameter names are the usual ones of ResNets (``conv1``, ``layer1.0.conv1``, ...), so ImageNet
+weights fit. There is no classifier.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Dilations of the blocks of the last stage ("multi-grid").
+_MULTI_GRID = (4, 8, 16)
+
+_BLOCK_COUNTS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(
+        in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False
+    )
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; the block of ResNet-18.
+
+    ``dilation`` is that of the first convolution, ``stage_dilation`` that of the second.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, dilation: int, stage_dilation: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, channels, stride, dilation)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv3x3(channels, channels, dilation=stage_dilation)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = _shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + shortcut, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (stride and dilation) and 1x1 convolutions; the block of ResNet-50 and -101."""
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, dilation: int, stage_dilation: int
+    ) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv3x3(channels, channels, stride, dilation)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + shortcut, inplace=True)
+
+
+class DilatedResNet(nn.Module):
+    """``[B, 3, H, W] -> [B, out_channels, ceil(H/8), ceil(W/8)]``.
+
+    Args:
+        depth: 18 (a 7x7 stem, 512 output channels), 50 or 101 (the deep stem of three 3x3
+            convolutions, 2048 output channels).
+
+    Raises:
+        ValueError: for any other depth.
+    """
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        if depth not in _BLOCK_COUNTS:
+            raise ValueError(f"depth is {depth}, expected one of {sorted(_BLOCK_COUNTS)}")
+        block = BasicBlock if depth == 18 else Bottleneck
+        counts = _BLOCK_COUNTS[depth]
+        self.conv1 = _plain_stem() if depth == 18 else _deep_stem()
+        stem_channels = 64 if depth == 18 else 128
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+        self.layer1 = _stage(block, stem_channels, 64, 1, (1,) * counts[0], 1)
+        self.layer2 = _stage(block, 64 * block.expansion, 128, 2, (1,) * counts[1], 1)
+        dilations = (1,) + (2,) * (counts[2] - 1)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, 1, dilations, 2)
+        dilations = _MULTI_GRID[: counts[3]]
+        self.layer4 = _stage(block, 256 * block.expansion, 512, 1, dilations, 4)
+        self.out_channels = 512 * block.expansion
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = math.prod(module.kernel_size) * module.out_channels
+                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.layer1(self.maxpool(x))
+        x = self.layer2(x)
+        x = self.layer3(x)
+        return self.layer4(x)
+
+
+def _plain_stem() -> nn.Module:
+    return nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+
+
+def _deep_stem() -> nn.Module:
+    return nn.Sequential(
+        _conv3x3(3, 64, stride=2),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        _conv3x3(64, 64),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        _conv3x3(64, 128),
+    )
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    in_channels: int,
+    channels: int,
+    stride: int,
+    dilations: tuple[int, ...],
+    stage_dilation: int,
+) -> nn.Sequential:
+    blocks: list[nn.Module] = []
+    for dilation in dilations:
+        blocks.append(block(in_channels, channels, stride, dilation, stage_dilation))
+        in_channels, stride = channels * block.expansion, 1
+    return nn.Sequential(*blocks)

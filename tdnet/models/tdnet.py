@@ -1,0 +1,177 @@
+"""TDNet: m sub-networks that take turns over the frames of a video.
+
+Notation of the paper: frame t is encoded as full-size maps Q_t and V_t; past frames are kept as
+pooled maps q, k, v (Eq. 3). Hops of attention carry the values of the oldest frame of the window
+from frame to frame (Eq. 4) and at last to the current one (Eq. 5).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tdnet.models.config import ModelConfig
+from tdnet.models.encoding import Encoding, StoredFrame
+from tdnet.models.heads import SegmentationHead
+from tdnet.models.layers import SpatialLayerNorm, resize
+from tdnet.models.pyramid import PyramidPooling
+from tdnet.models.resnet import DilatedResNet
+from tdnet_ops import attention_propagate
+
+VALUE_CHANNELS = 512
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """The current frame at full feature size (stride 8).
+
+    features are what the path's sub-network found, ``[B, C, H, W]``; query is Q_t,
+    ``[B, 64, H, W]``; value is V_t, ``[B, d_v, H, W]``.
+    """
+
+    features: Tensor
+    query: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the past says to the next frame: k_{t-1} ``[B, 64, h, w]``, v'_{t-1} ``[B, d_v, h, w]``.
+
+    It belongs to the path that will read it, since every path has its own hops.
+    """
+
+    key: Tensor
+    value: Tensor
+
+
+class Hop(nn.Module):
+    """One hop of attention with its projection phi and the residual sum (Eq. 4 and 5)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.phi = nn.Linear(channels, channels)
+
+    def forward(self, query: Tensor, memory: Memory, value: Tensor) -> Tensor:
+        return attention_propagate(
+            query, memory.key, memory.value, value, self.phi.weight, self.phi.bias
+        )
+
+
+class Path(nn.Module):
+    """One sub-network with its encoding, its m-1 hops (oldest frame first) and its head."""
+
+    def __init__(
+        self, config: ModelConfig, depth: int, num_paths: int, half: int, head_channels: int
+    ) -> None:
+        super().__init__()
+        self.backbone = DilatedResNet(depth)
+        self.pyramid = PyramidPooling(self.backbone.out_channels, half)
+        self.encoding = Encoding(
+            self.pyramid.out_channels, VALUE_CHANNELS, config.pooling_mode, config.pooling_stride
+        )
+        self.hops = nn.ModuleList(Hop(VALUE_CHANNELS) for _ in range(num_paths - 1))
+        self.norm = SpatialLayerNorm(config.norm_size)
+        self.head = SegmentationHead(VALUE_CHANNELS, head_channels, config.num_classes)
+
+
+class TDNet(nn.Module):
+    """A temporally distributed network of m paths.
+
+    Frame by frame (see ``tdnet.VideoSegmenter``): ``encode`` the frame by its path, ``decode`` it
+    with the memory; then, before the next frame comes, ``store`` it and compute the memory of the
+    next path with ``propagate``. Paths are numbered from 0 here.
+
+    Args:
+        config: what to build; see ``tdnet.build_model``.
+        depth: depth of the sub-networks' ResNets, 18, 50 or 101.
+        num_paths: m, at least 2.
+        head_channels: channels between the two convolutions of a head.
+    """
+
+    def __init__(self, config: ModelConfig, depth: int, num_paths: int, head_channels: int) -> None:
+        super().__init__()
+        if num_paths < 2:
+            raise ValueError(f"num_paths is {num_paths}, expected at least 2")
+        self.config = config
+        self.num_paths = num_paths
+        self.paths = nn.ModuleList(
+            Path(config, depth, num_paths, index % 2, head_channels) for index in range(num_paths)
+        )
+
+    def encode(self, image: Tensor, path: int) -> EncodedFrame:
+        """Encode a normalised image ``[B, 3, H, W]`` by the sub-network of ``path``."""
+        features = self._features(image, path)
+        query, value = self._path(path).encoding(features)
+        return EncodedFrame(features, query, value)
+
+    def store(self, frame: EncodedFrame, path: int) -> StoredFrame:
+        """Pool a frame that ``path`` has encoded, to be attended to by later frames (Eq. 3)."""
+        return self._path(path).encoding.store(frame.features, frame.query, frame.value)
+
+    def propagate(self, window: Sequence[StoredFrame], path: int) -> Memory:
+        """Carry values through the m-1 past frames, oldest first, for the frame that follows.
+
+        Eq. 4 with the hops of ``path``, which is the path of the frame that follows.
+        """
+        if len(window) != self.num_paths - 1:
+            raise ValueError(
+                f"window holds {len(window)} frames, expected {self.num_paths - 1} past frames"
+            )
+        memory = Memory(window[0].key, window[0].value)
+        inner_hops = list(self._path(path).hops)[:-1]
+        for hop, frame in zip(inner_hops, window[1:], strict=True):
+            memory = Memory(frame.key, hop(frame.query, memory, frame.value))
+        return memory
+
+    def decode(self, frame: EncodedFrame, memory: Memory | None, path: int) -> Tensor:
+        """Logits of a frame at stride 8, ``[B, K, H, W]`` (Eq. 5 and the head of ``path``).
+
+        With no memory (fewer than m-1 frames before this one) they come from V_t alone.
+        """
+        parts = self._path(path)
+        value = frame.value
+        if memory is not None:
+            value = parts.hops[-1](frame.query, memory, value)
+        return parts.head(parts.norm(value))
+
+    def forward(self, clip: Tensor, path: int | None = None) -> Tensor:
+        """Logits of the last frame of a clip.
+
+        Args:
+            clip: ``[B, m, 3, H, W]`` normalised images, oldest first.
+            path: the path of the last frame, 0 to m-1; those before it precede it cyclically.
+                None: the last path, so that the first frame has path 0.
+
+        Returns:
+            ``[B, K, H, W]`` logits at the size of the images.
+
+        Raises:
+            ValueError: if the clip does not hold m images, or there is no such path.
+        """
+        if clip.dim() != 5 or clip.shape[1] != self.num_paths or clip.shape[2] != 3:
+            raise ValueError(
+                f"clip has shape {tuple(clip.shape)}, expected [B, {self.num_paths}, 3, H, W]"
+            )
+        last = self.num_paths - 1 if path is None else path
+        if not 0 <= last < self.num_paths:
+            raise ValueError(f"path is {path}, expected 0 to {self.num_paths - 1}")
+        *past, current = clip.unbind(1)
+        window = []
+        for age, image in zip(range(len(past), 0, -1), past, strict=True):
+            earlier = (last - age) % self.num_paths
+            features = self._features(image, earlier)
+            window.append(self._path(earlier).encoding.encode_stored(features))
+        frame = self.encode(current, last)
+        logits = self.decode(frame, self.propagate(window, last), last)
+        height, width = clip.shape[-2:]
+        return resize(logits, (height, width))
+
+    def _features(self, image: Tensor, path: int) -> Tensor:
+        parts = self._path(path)
+        return parts.pyramid(parts.backbone(image))
+
+    def _path(self, path: int) -> Path:
+        module = self.paths[path]
+        assert isinstance(module, Path)
+        return module

@@ -1,0 +1,225 @@
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tdnet import build_model, checkpoints, load_checkpoint, save_checkpoint
+from tdnet.checkpoints import from_published, published_name
+from tdnet.models import model_names
+
+
+def published_weights(model):
+    """The weights of one of our models in the published layout."""
+    weights = {}
+    for own, tensor in model.state_dict().items():
+        name = published_name(own, model)
+        assert name not in weights
+        is_phi = name.startswith("atn") and name.endswith("weight")
+        weights[name] = (tensor[..., None, None] if is_phi else tensor).clone()
+    return weights
+
+
+@pytest.fixture(scope="module")
+def pspnet():
+    return build_model("pspnet-18", 4)
+
+
+@pytest.fixture(scope="module")
+def td2():
+    return build_model("td2-psp50", 4, pooling_mode="subsample", norm_size=(9, 13))
+
+
+def assert_same_weights(a, b):
+    assert a.config == b.config
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+class TestNative:
+    @pytest.mark.parametrize("name", ["pspnet", "td2"])
+    def test_round_trip(self, name, request, tmp_path):
+        model = request.getfixturevalue(name)
+        save_checkpoint(model, tmp_path / "model.safetensors")
+        loaded = load_checkpoint(tmp_path / "model.safetensors")
+        assert_same_weights(loaded, model)
+        assert not loaded.training
+        assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+    def test_failure_keeps_the_old_file(self, pspnet, tmp_path, monkeypatch):
+        path = tmp_path / "model.safetensors"
+        path.write_text("old")
+
+        def half_written(tensors, target, metadata):
+            target.write_text("half")
+            raise OSError("disk full")
+
+        monkeypatch.setattr(checkpoints, "save_file", half_written)
+        with pytest.raises(OSError, match="disk full"):
+            save_checkpoint(pspnet, path)
+        assert path.read_text() == "old"
+        assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+    def test_bad_targets(self, pspnet, tmp_path):
+        with pytest.raises(ValueError, match=r"ending in \.safetensors"):
+            save_checkpoint(pspnet, tmp_path / "model.pkl")
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            save_checkpoint(pspnet, tmp_path / "missing" / "model.safetensors")
+
+    @pytest.mark.parametrize("kept", [0, 5, 1000, 100_000])
+    def test_truncated(self, pspnet, tmp_path, kept):
+        path = tmp_path / "model.safetensors"
+        save_checkpoint(pspnet, path)
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(ValueError, match=r"cannot read .*damaged") as caught:
+            load_checkpoint(path)
+        assert "\n" not in str(caught.value)
+
+    def test_another_model_than_expected(self, pspnet, tmp_path):
+        save_checkpoint(pspnet, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="holds pspnet-18, expected td4-psp18"):
+            load_checkpoint(tmp_path / "model.safetensors", "td4-psp18")
+
+    def test_foreign_file(self, tmp_path):
+        save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="says it is None, expected 'tdnet-1'"):
+            load_checkpoint(tmp_path / "model.safetensors")
+
+    def edited(self, model, tmp_path, weights=None, config=None):
+        path = tmp_path / "model.safetensors"
+        save_checkpoint(model, path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if weights is not None:
+            weights(tensors)
+        if config is not None:
+            metadata["config"] = config(metadata["config"])
+        save_file(tensors, path, metadata)
+        return path
+
+    def test_weights_that_do_not_fit(self, pspnet, tmp_path):
+        def edit(tensors):
+            del tensors["backbone.conv1.weight"]
+            tensors["extra"] = torch.ones(1)
+            tensors["head.classifier.bias"] = torch.ones(9)
+
+        with pytest.raises(ValueError, match="do not fit pspnet-18") as caught:
+            load_checkpoint(self.edited(pspnet, tmp_path, weights=edit))
+        assert "1 missing: backbone.conv1.weight" in str(caught.value)
+        assert "1 unknown: extra" in str(caught.value)
+        assert "head.classifier.bias is [9], expected [4]" in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "pspnet-18"}', "null"])
+    def test_bad_config(self, pspnet, tmp_path, text):
+        with pytest.raises(ValueError, match="does not say which model"):
+            load_checkpoint(self.edited(pspnet, tmp_path, config=lambda _: text))
+
+    def test_unknown_model(self, pspnet, tmp_path):
+        def edit(config):
+            return json.dumps(json.loads(config) | {"name": "td9"})
+
+        with pytest.raises(ValueError, match="'td9', expected one of"):
+            load_checkpoint(self.edited(pspnet, tmp_path, config=edit))
+
+
+class TestPublished:
+    @pytest.mark.parametrize("name", model_names())
+    def test_model_is_told_from_the_names(self, name):
+        options = {"pooling_mode": "subsample", "norm_size": (9, 13)} if "td" in name else {}
+        model = build_model(name, 4, **options)
+        assert_same_weights(from_published(published_weights(model)), model)
+
+    def test_file_of_the_training(self, td2, tmp_path):
+        weights = {f"module.{key}": value for key, value in published_weights(td2).items()}
+        weights["module.auxlayer1.conv5.0.weight"] = torch.ones(2)
+        weights["module.pretrained2.fc.weight"] = torch.ones(2)
+        torch.save({"epoch": 3, "model_state": weights}, tmp_path / "best.pkl")
+        loaded = load_checkpoint(tmp_path / "best.pkl", "td2-psp50")
+        assert_same_weights(loaded, td2)
+        assert not loaded.training
+        assert_same_weights(load_checkpoint(tmp_path / "best.pkl"), td2)
+
+    def test_tensors_are_copied(self, pspnet):
+        weights = published_weights(pspnet)
+        loaded = from_published(weights, "pspnet-18")
+        weights["pretrained.bn1.weight"].fill_(5)
+        assert not torch.equal(loaded.backbone.bn1.weight, weights["pretrained.bn1.weight"])
+
+    def test_counters_of_old_files_may_be_absent(self, pspnet):
+        weights = published_weights(pspnet)
+        kept = {key: value for key, value in weights.items() if "num_batches" not in key}
+        assert len(kept) < len(weights)
+        from_published(kept, "pspnet-18")
+
+    def test_weights_that_do_not_fit(self, td2):
+        weights = published_weights(td2)
+        del weights["atn2.fc.0.conv.bias"]
+        weights["atn1_2.fc.0.conv.bias"] = torch.ones(512)
+        weights["enc1.w_vs.0.conv.bias"] = torch.ones(3)
+        with pytest.raises(ValueError, match="do not fit td2-psp50") as caught:
+            from_published(weights, "td2-psp50")
+        assert "1 missing: atn2.fc.0.conv.bias" in str(caught.value)
+        assert "1 unknown: atn1_2.fc.0.conv.bias" in str(caught.value)
+        assert "enc1.w_vs.0.conv.bias is [3], expected [512]" in str(caught.value)
+
+    def test_another_model_lists_some_and_counts_all(self, pspnet):
+        with pytest.raises(
+            ValueError, match=r"do not fit td4-psp18; \d{3,} missing: .*and \d+ more"
+        ):
+            from_published(published_weights(pspnet), "td4-psp18")
+
+    @pytest.mark.parametrize(
+        ("state", "error", "message"),
+        [
+            ([1, 2], TypeError, "expected a dict"),
+            ({}, TypeError, "expected a dict"),
+            ({"a": 1}, TypeError, "'a' is a int"),
+            ({"a": torch.ones(1)}, ValueError, "cannot tell the model"),
+        ],
+    )
+    def test_no_checkpoint(self, state, error, message):
+        with pytest.raises(error, match=message):
+            from_published(state)
+
+    def test_unknown_name(self, pspnet):
+        with pytest.raises(ValueError, match="'td9', expected one of"):
+            from_published(published_weights(pspnet), "td9")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+def test_pickles_cannot_run_code(tmp_path):
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(Harmful(), protocol=2))
+    with pytest.raises(ValueError, match="cannot read"):
+        load_checkpoint(tmp_path / "model.pkl")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more"])
+def test_damaged_pickles(tmp_path, content):
+    (tmp_path / "model.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*damaged") as caught:
+        load_checkpoint(tmp_path / "model.pkl")
+    assert "\n" not in str(caught.value)
+
+
+def test_pickle_of_something_else(tmp_path):
+    torch.save([1, 2], tmp_path / "model.pkl")
+    with pytest.raises(ValueError, match=r"model\.pkl: this is no published checkpoint"):
+        load_checkpoint(tmp_path / "model.pkl")
+
+
+def test_no_such_file_and_wrong_suffix(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint file"):
+        load_checkpoint(tmp_path / "model.pkl")
+    with pytest.raises(FileNotFoundError, match="no checkpoint file"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"'\.onnx', expected one of \.safetensors"):
+        load_checkpoint(tmp_path / "model.onnx")

@@ -1,0 +1,186 @@
+import pytest
+import torch
+from torch import nn
+
+from tdnet import VideoSegmenter, build_model
+from tdnet.models import PSPNet, TDNet, model_names
+from tdnet.models.encoding import Encoding
+from tdnet.models.layers import SpatialLayerNorm
+from tdnet.models.pyramid import PyramidPooling
+from tdnet.models.resnet import DilatedResNet
+
+
+def randomise_norms(model):
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.rand(module.num_features, generator=generator) - 0.5)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+    return model
+
+
+@pytest.mark.parametrize("name", model_names())
+@torch.inference_mode()
+def test_output_has_the_size_of_the_input(name):
+    model = build_model(name, num_classes=7).eval()
+    shape = (1, model.num_paths, 3, 33, 58) if isinstance(model, TDNet) else (1, 3, 33, 58)
+    logits = model(torch.randn(shape))
+    assert logits.shape == (1, 7, 33, 58)
+    assert logits.isfinite().all()
+
+
+def test_unknown_model_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"'td5'.*td4-psp18, td2-psp50, pspnet-18"):
+        build_model("td5")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("pspnet-18", {"num_classes": 0}, "num_classes is 0"),
+        ("pspnet-18", {"pooling_stride": 2}, "has no pooling_stride"),
+        ("td4-psp18", {"pooling_mode": "mean"}, "pooling_mode is 'mean'"),
+        ("td4-psp18", {"pooling_stride": 0}, "pooling_stride is 0"),
+    ],
+)
+def test_bad_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(name, **options)
+
+
+@pytest.mark.parametrize("pooling_mode", ["subsample", "max"])
+@pytest.mark.parametrize("stride", [4, 3])
+@torch.inference_mode()
+def test_clip_equals_stream(pooling_mode, stride):
+    model = build_model("td4-psp18", 5, pooling_mode=pooling_mode, pooling_stride=stride)
+    randomise_norms(model)
+    segmenter = VideoSegmenter(model)
+    frames = torch.randn(6, 3, 41, 65)
+    streamed = [segmenter.logits(frame[None]) for frame in frames]
+    for last in (3, 4, 5):
+        clip = frames[last - 3 : last + 1][None]
+        torch.testing.assert_close(model(clip, path=last % 4), streamed[last], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(frames[None, :4]), model(frames[None, :4], path=3))
+
+
+def test_gradients_reach_all_that_a_clip_uses():
+    model = build_model("td2-psp50", 5)
+    model(torch.randn(2, 2, 3, 33, 33), path=0).square().mean().backward()
+    current, past = model.paths
+    unused = ("encoding.key",)  # the current frame is not attended to
+    for name, parameter in current.named_parameters():
+        if not name.startswith(unused):
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    for name, parameter in past.named_parameters():
+        used = name.startswith(("backbone", "pyramid", "encoding.key", "encoding.value"))
+        assert (parameter.grad is not None) == used, name
+
+
+@pytest.mark.parametrize(
+    ("shape", "path", "message"),
+    [
+        ((1, 3, 3, 33, 33), None, r"expected \[B, 2, 3, H, W\]"),
+        ((2, 3, 33, 33), None, r"expected \[B, 2, 3, H, W\]"),
+        ((1, 2, 4, 33, 33), None, r"expected \[B, 2, 3, H, W\]"),
+        ((1, 2, 3, 33, 33), 2, "path is 2, expected 0 to 1"),
+        ((1, 2, 3, 33, 33), -1, "path is -1, expected 0 to 1"),
+    ],
+)
+def test_bad_clips(shape, path, message):
+    model = build_model("td2-psp50")
+    with pytest.raises(ValueError, match=message):
+        model(torch.randn(shape), path=path)
+
+
+def test_incomplete_window():
+    with pytest.raises(ValueError, match="holds 0 frames, expected 3"):
+        build_model("td4-psp18").propagate([], 0)
+
+
+def test_models_run_in_half_precision_types():
+    model = build_model("td4-psp18", 5).eval()
+    assert model.half().paths[0].encoding.value.weight.dtype == torch.float16
+    model.to(torch.float64)
+    logits = VideoSegmenter(model).logits(torch.randn(1, 3, 33, 33))
+    assert logits.dtype == torch.float64
+
+
+@pytest.mark.parametrize("depth", [18, 50, 101])
+def test_backbone_strides_and_dilations(depth):
+    backbone = DilatedResNet(depth).eval()
+    convolution = "conv1" if depth == 18 else "conv2"
+    dilations = [
+        [getattr(block, convolution).dilation[0] for block in getattr(backbone, f"layer{stage}")]
+        for stage in (3, 4)
+    ]
+    third = {18: 2, 50: 6, 101: 23}[depth]
+    assert dilations == [[1] + [2] * (third - 1), [4, 8] if depth == 18 else [4, 8, 16]]
+    if depth == 18:
+        assert [block.conv2.dilation[0] for block in backbone.layer4] == [4, 4]
+    assert isinstance(backbone.conv1, nn.Conv2d if depth == 18 else nn.Sequential)
+    with torch.inference_mode():
+        assert backbone(torch.zeros(1, 3, 65, 90)).shape == (1, backbone.out_channels, 9, 12)
+
+
+def test_backbone_of_unknown_depth():
+    with pytest.raises(ValueError, match="depth is 34"):
+        DilatedResNet(34)
+
+
+@torch.inference_mode()
+def test_pyramid_halves_make_the_whole():
+    whole = PyramidPooling(16).eval()
+    halves = [PyramidPooling(16, kept_half=half).eval() for half in (0, 1)]
+    x = torch.randn(2, 16, 7, 9)
+    expected = whole(x)
+    pieces = []
+    for half in halves:
+        half.load_state_dict(whole.state_dict())
+        pieces.append(half(x).split([8, 2, 2, 2, 2], dim=1))
+    joined = torch.cat([part for pair in zip(*pieces, strict=True) for part in pair], dim=1)
+    torch.testing.assert_close(joined, expected)
+    with pytest.raises(ValueError, match="kept_half is 2"):
+        PyramidPooling(16, kept_half=2)
+
+
+@pytest.mark.parametrize("mode", ["subsample", "max"])
+@torch.inference_mode()
+def test_stored_frame_is_the_same_by_either_way(mode):
+    encoding = randomise_norms(Encoding(8, 12, mode, 4)).eval()
+    features = torch.randn(1, 8, 9, 13)
+    query, value = encoding(features)
+    streamed = encoding.store(features, query, value)
+    trained = encoding.encode_stored(features)
+    assert streamed.value.shape == (1, 12, 3, 4)
+    for part in ("query", "key", "value"):
+        torch.testing.assert_close(getattr(streamed, part), getattr(trained, part))
+    corner = (0, slice(None), slice(4, 8), slice(8, 12))
+    window = value[corner].flatten(1)
+    expected = window[:, 0] if mode == "subsample" else window.amax(1)
+    torch.testing.assert_close(streamed.value[0, :, 1, 2], expected)
+
+
+class TestSpatialLayerNorm:
+    def test_own_size_is_layer_norm(self):
+        own, expected = SpatialLayerNorm((5, 7)), nn.LayerNorm((5, 7))
+        nn.init.normal_(expected.weight)
+        nn.init.normal_(expected.bias)
+        own.load_state_dict(expected.state_dict())
+        x = torch.randn(2, 3, 5, 7)
+        torch.testing.assert_close(own(x), expected(x))
+
+    @pytest.mark.parametrize("size", [(9, 13), (3, 4), (1, 1), (5, 13)])
+    @torch.inference_mode()
+    def test_other_sizes_interpolate_the_affine(self, size):
+        norm = SpatialLayerNorm((5, 7))
+        norm.weight.zero_()
+        norm.bias.copy_(torch.linspace(0, 1, 5)[:, None] + 10 * torch.linspace(0, 1, 7))
+        x = torch.randn(1, 2, *size)
+        rows, columns = torch.linspace(0, 1, size[0]), torch.linspace(0, 1, size[1])
+        expected = rows[:, None] + 10 * columns
+        torch.testing.assert_close(norm(x), expected.expand(1, 2, *size))
+
+
+def test_pspnet_is_a_single_frame_model():
+    assert isinstance(build_model("pspnet-18"), PSPNet)

@@ -1,0 +1,280 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tdnet.models.tdnet as tdnet_module
+from tdnet import VideoSegmenter, build_model
+from tdnet.streaming import MEAN, STANDARD_DEVIATION
+
+HEIGHT, WIDTH = 41, 65
+
+
+@pytest.fixture(scope="module")
+def td4():
+    torch.manual_seed(0)
+    return build_model("td4-psp18", 6)
+
+
+@pytest.fixture(scope="module")
+def pspnet():
+    torch.manual_seed(0)
+    return build_model("pspnet-18", 6)
+
+
+def video(count, size=(HEIGHT, WIDTH), seed=0):
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def images(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, 3, HEIGHT, WIDTH, generator=generator) for _ in range(count)]
+
+
+def normalised(frame, size=None):
+    x = torch.tensor(frame).permute(2, 0, 1)[None].float()
+    if size is not None:
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+    x = x / 255
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STANDARD_DEVIATION).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["td4", "pspnet"])
+def test_step_labels_are_the_best_logits(name, request):
+    model = request.getfixturevalue(name)
+    by_step, by_logits = VideoSegmenter(model), VideoSegmenter(model)
+    seen = set()
+    for frame in video(6):
+        labels = by_step.step(frame)
+        logits = by_logits.logits(normalised(frame))
+        assert labels.dtype == np.uint8
+        assert labels.shape == (HEIGHT, WIDTH)
+        assert logits.shape == (1, 6, HEIGHT, WIDTH)
+        best = logits.amax(1)[0]
+        chosen = logits[0].gather(0, torch.from_numpy(labels).long()[None])[0]
+        torch.testing.assert_close(chosen, best, rtol=1e-4, atol=1e-5)
+        seen |= set(np.unique(labels))
+    assert len(seen) > 1
+
+
+def test_size_resizes_frames_but_not_labels(td4):
+    size = (33, 49)
+    segmenter, plain = VideoSegmenter(td4, size), VideoSegmenter(td4)
+    for frame in video(5):
+        labels = segmenter.step(frame)
+        assert labels.shape == (HEIGHT, WIDTH)
+        # The stride-8 logits are the corners-aligned samples of those at the network's size.
+        coarse = plain.logits(normalised(frame, size))[:, :, ::8, ::8]
+        logits = F.interpolate(coarse, (HEIGHT, WIDTH), mode="bilinear", align_corners=True)
+        chosen = logits[0].gather(0, torch.from_numpy(labels).long()[None])[0]
+        torch.testing.assert_close(chosen, logits.amax(1)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_reset_starts_again(td4):
+    segmenter = VideoSegmenter(td4)
+    first = [segmenter.logits(x) for x in images(6)]
+    assert not torch.equal(segmenter.logits(images(1)[0]), first[0])
+    segmenter.reset()
+    for x, expected in zip(images(6), first, strict=True):
+        torch.testing.assert_close(segmenter.logits(x), expected)
+
+
+def test_paths_take_turns_from_the_first(td4):
+    order = []
+    hooks = [
+        path.backbone.register_forward_hook(lambda *_, index=index: order.append(index))
+        for index, path in enumerate(td4.paths)
+    ]
+    segmenter = VideoSegmenter(td4)
+    for x in images(6):
+        segmenter.logits(x)
+    segmenter.reset()
+    segmenter.logits(images(1)[0])
+    for hook in hooks:
+        hook.remove()
+    assert order == [0, 1, 2, 3, 0, 1, 0]
+
+
+def test_two_segmenters_share_a_model(td4):
+    alone = [VideoSegmenter(td4) for _ in range(2)]
+    expected = [[s.logits(x) for x in images(6, seed)] for seed, s in enumerate(alone)]
+    first, second = VideoSegmenter(td4), VideoSegmenter(td4)
+    for index, (x, y) in enumerate(zip(images(6, 0), images(6, 1), strict=True)):
+        torch.testing.assert_close(first.logits(x), expected[0][index])
+        torch.testing.assert_close(second.logits(y), expected[1][index])
+
+
+def test_prepare_leaves_one_attention_to_the_frame_and_changes_no_number(td4, monkeypatch):
+    calls = []
+    attention = tdnet_module.attention_propagate
+
+    def counted(query, *rest):
+        calls.append(tuple(query.shape[-2:]))
+        return attention(query, *rest)
+
+    lazy = VideoSegmenter(td4)
+    expected = [lazy.logits(x) for x in images(7)]
+    monkeypatch.setattr(tdnet_module, "attention_propagate", counted)
+    eager = VideoSegmenter(td4)
+    for index, x in enumerate(images(7)):
+        calls.clear()
+        torch.testing.assert_close(eager.logits(x), expected[index])
+        # 41 x 65 pixels are 6 x 9 features, 2 x 3 when pooled.
+        assert calls == ([(6, 9)] if index >= 3 else [])
+        calls.clear()
+        eager.prepare()
+        assert calls == ([(2, 3)] * 2 if index >= 2 else [])
+        eager.prepare()
+        assert len(calls) == (2 if index >= 2 else 0)
+
+
+def stored_numbers(value):
+    if isinstance(value, torch.Tensor):
+        return value.untyped_storage().nbytes()
+    if isinstance(value, tuple):
+        return sum(stored_numbers(item) for item in value)
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return sum(stored_numbers(getattr(value, field.name)) for field in fields)
+    return 0
+
+
+def test_state_is_bounded(td4):
+    segmenter = VideoSegmenter(td4)
+    sizes = []
+    for x in images(11):
+        segmenter.logits(x)
+        sizes.append(stored_numbers(segmenter._state))
+    assert sizes[0] > 0
+    assert len(set(sizes[4:])) == 1
+
+
+@pytest.mark.parametrize("size", [None, (33, 49)])
+def test_change_of_frame_size_needs_a_reset(td4, size):
+    segmenter = VideoSegmenter(td4, size)
+    reference = VideoSegmenter(td4, size)
+    frames = video(3)
+    segmenter.step(frames[0])
+    reference.step(frames[0])
+    other = video(1, (33, 57))[0]
+    with pytest.raises(ValueError, match=r"33x57.*41x65.*reset"):
+        segmenter.step(other)
+    np.testing.assert_array_equal(segmenter.step(frames[1]), reference.step(frames[1]))
+    segmenter.reset()
+    assert segmenter.step(other).shape == (33, 57)
+
+
+def test_change_of_image_size_needs_a_reset(td4):
+    segmenter = VideoSegmenter(td4)
+    segmenter.logits(torch.zeros(1, 3, 33, 33))
+    with pytest.raises(ValueError, match=r"33x34.*33x33.*reset"):
+        segmenter.logits(torch.zeros(1, 3, 33, 34))
+
+
+@pytest.mark.parametrize("part", ["head", "hops", "upsampling", "store"])
+def test_failure_leaves_the_state_alone(td4, monkeypatch, part):
+    segmenter, reference = VideoSegmenter(td4), VideoSegmenter(td4)
+    frames = video(8)
+    for frame in frames[:5]:
+        segmenter.step(frame)
+        reference.step(frame)
+
+    def fail(*_, **__):
+        raise MemoryError("no memory left")
+
+    with monkeypatch.context() as patch:
+        if part == "upsampling":
+            patch.setattr("tdnet.streaming.upsample_argmax", fail)
+        elif part == "store":
+            patch.setattr(td4, "store", fail)
+        elif part == "hops":
+            patch.setattr(tdnet_module, "attention_propagate", fail)
+        else:
+            patch.setattr(td4.paths[1].head, "forward", fail)
+        with pytest.raises(MemoryError, match="no memory left"):
+            segmenter.step(frames[5])
+    for frame in frames[5:]:
+        np.testing.assert_array_equal(segmenter.step(frame), reference.step(frame))
+    for x in images(2):
+        torch.testing.assert_close(segmenter.logits(x), reference.logits(x))
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), TypeError, "dtype float32, expected uint8"),
+        (torch.zeros(8, 8, 3), TypeError, "torch.float32, expected torch.uint8"),
+        ([[0, 0, 0]], TypeError, "frame is a list"),
+        (None, TypeError, "frame is a NoneType"),
+        (np.zeros((8, 8), np.uint8), ValueError, r"\(8, 8\), expected \[H, W, 3\]"),
+        (np.zeros((8, 8, 4), np.uint8), ValueError, r"\(8, 8, 4\), expected \[H, W, 3\]"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, r"\(3, 8, 8\), expected \[H, W, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, r"\(0, 8, 3\), expected \[H, W, 3\]"),
+    ],
+)
+def test_bad_frames(pspnet, frame, error, message):
+    with pytest.raises(error, match=message):
+        VideoSegmenter(pspnet).step(frame)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "torch.uint8, expected a float"),
+        (np.zeros((1, 3, 8, 8)), TypeError, "x is ndarray"),
+        (torch.zeros(2, 3, 8, 8), ValueError, r"\(2, 3, 8, 8\), expected \[1, 3, H, W\]"),
+        (torch.zeros(3, 8, 8), ValueError, r"\(3, 8, 8\), expected \[1, 3, H, W\]"),
+        (torch.zeros(1, 3, 0, 8), ValueError, r"\(1, 3, 0, 8\), expected \[1, 3, H, W\]"),
+    ],
+)
+def test_bad_images(pspnet, x, error, message):
+    with pytest.raises(error, match=message):
+        VideoSegmenter(pspnet).logits(x)
+
+
+def test_frames_of_any_memory_layout(pspnet):
+    segmenter = VideoSegmenter(pspnet)
+    frame = video(1)[0]
+    expected = segmenter.step(frame)
+    read_only = frame.copy()
+    read_only.flags.writeable = False
+    flipped_twice = frame[::-1].copy()[::-1]
+    for other in (read_only, flipped_twice, torch.from_numpy(frame), np.asfortranarray(frame)):
+        np.testing.assert_array_equal(segmenter.step(other), expected)
+
+
+def test_smallest_frame(td4):
+    segmenter = VideoSegmenter(td4)
+    for frame in video(5, (1, 1)):
+        assert segmenter.step(frame).shape == (1, 1)
+
+
+def test_single_frame_model_keeps_no_past(pspnet):
+    segmenter = VideoSegmenter(pspnet)
+    x, y = images(2)
+    expected = segmenter.logits(x)
+    segmenter.logits(y)
+    torch.testing.assert_close(segmenter.logits(x), expected)
+    assert stored_numbers(segmenter._state) == 0
+
+
+def test_training_mode_is_refused(pspnet):
+    segmenter = VideoSegmenter(pspnet.train())
+    assert not pspnet.training
+    pspnet.train()
+    with pytest.raises(RuntimeError, match="training mode"):
+        segmenter.step(video(1)[0])
+    pspnet.eval()
+
+
+def test_bad_models_and_sizes(pspnet):
+    with pytest.raises(TypeError, match="model is a Linear"):
+        VideoSegmenter(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="257 classes"):
+        VideoSegmenter(build_model("pspnet-18", 257))
+    for size in [(0, 5), (5,), (5.0, 5)]:
+        with pytest.raises(ValueError, match="expected \\(height, width\\)"):
+            VideoSegmenter(pspnet, size)
