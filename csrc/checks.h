@@ -5,9 +5,10 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,15 @@ namespace tdnet {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Throws what Python sees as a RuntimeError, its text the parts in a row and nothing else.
+template <typename... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
 
 inline std::string shape_text(const Tensor& x) {
   std::string text = "[";
@@ -24,58 +34,54 @@ inline std::string shape_text(const Tensor& x) {
 
 inline void check_tensor(const std::string& name, const Tensor& x, int64_t rank) {
   const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
-                      dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-                  name, ": expected float32, float64, float16 or bfloat16, got ",
-                  torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(x.dim() == rank, name, ": expected ", rank, " dimensions, got shape ",
-                  shape_text(x));
+  check(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+            dtype == ScalarType::BFloat16,
+        name, ": expected float32, float64, float16 or bfloat16, got ",
+        torch::headeronly::toString(dtype));
+  check(x.dim() == rank, name, ": expected ", rank, " dimensions, got shape ", shape_text(x));
 }
 
 inline void check_feature_map(const std::string& name, const Tensor& x) {
   check_tensor(name, x, 4);
-  STD_TORCH_CHECK(x.size(1) > 0, name, ": expected at least one channel, got shape ",
-                  shape_text(x));
+  check(x.size(1) > 0, name, ": expected at least one channel, got shape ", shape_text(x));
 }
 
 inline void check_has_pixels(const std::string& name, const Tensor& x) {
-  STD_TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0, name,
-                  ": expected at least one pixel, got shape ", shape_text(x));
+  check(x.size(2) > 0 && x.size(3) > 0, name, ": expected at least one pixel, got shape ",
+        shape_text(x));
 }
 
 // Same dtype and device.
 inline void check_matches(const std::string& name, const Tensor& x, const std::string& like_name,
                           const Tensor& like) {
-  STD_TORCH_CHECK(x.scalar_type() == like.scalar_type(), name, ": expected ",
-                  torch::headeronly::toString(like.scalar_type()), " as ", like_name, ", got ",
-                  torch::headeronly::toString(x.scalar_type()));
-  STD_TORCH_CHECK(x.device() == like.device(), name, ": expected the device of ", like_name,
-                  ", got another");
+  check(x.scalar_type() == like.scalar_type(), name, ": expected ",
+        torch::headeronly::toString(like.scalar_type()), " as ", like_name, ", got ",
+        torch::headeronly::toString(x.scalar_type()));
+  check(x.device() == like.device(), name, ": expected the device of ", like_name, ", got another");
 }
 
 inline void check_size(const std::string& name, const Tensor& x, int64_t dim, int64_t expected,
                        const std::string& source) {
-  STD_TORCH_CHECK(x.size(dim) == expected, name, ": expected size ", expected, " (", source,
-                  ") in dimension ", dim, ", got shape ", shape_text(x));
+  check(x.size(dim) == expected, name, ": expected size ", expected, " (", source,
+        ") in dimension ", dim, ", got shape ", shape_text(x));
 }
 
 inline void check_positive(const std::string& name, int64_t value) {
-  STD_TORCH_CHECK(value >= 1, name, ": expected at least 1, got ", value);
+  check(value >= 1, name, ": expected at least 1, got ", value);
 }
 
 inline void check_mode(const std::string& mode) {
-  STD_TORCH_CHECK(mode == "max" || mode == "subsample",
-                  "mode: expected one of ['max', 'subsample'], got '", mode, "'");
+  check(mode == "max" || mode == "subsample", "mode: expected one of ['max', 'subsample'], got '",
+        mode, "'");
 }
 
 inline void check_activation(const std::string& activation) {
-  STD_TORCH_CHECK(activation == "none" || activation == "relu",
-                  "activation: expected one of ['none', 'relu'], got '", activation, "'");
+  check(activation == "none" || activation == "relu",
+        "activation: expected one of ['none', 'relu'], got '", activation, "'");
 }
 
 inline void check_output_size(const std::vector<int64_t>& size) {
-  STD_TORCH_CHECK(size.size() == 2, "size: expected (height, width), got ", size.size(),
-                  " numbers");
+  check(size.size() == 2, "size: expected (height, width), got ", size.size(), " numbers");
   for (const int64_t value : size) check_positive("size", value);
 }
 
@@ -99,8 +105,8 @@ inline int64_t check_projection(const std::string& like_name, const Tensor& like
     check_matches("weight", *weight, like_name, like);
     check_size("weight", *weight, 1, value_channels, "channels of v");
     out_channels = weight->size(0);
-    STD_TORCH_CHECK(out_channels > 0, "weight: expected at least one output channel, got shape ",
-                    shape_text(*weight));
+    check(out_channels > 0, "weight: expected at least one output channel, got shape ",
+          shape_text(*weight));
   }
   check_bias(bias, like_name, like, out_channels);
   if (residual) {
@@ -116,23 +122,23 @@ inline int64_t check_projection(const std::string& like_name, const Tensor& like
 
 // A stride-1 convolution of x by weight, 1x1 or 3x3.
 inline void check_convolution(const std::string& x_name, const Tensor& x,
-                              const std::string& weight_name, const Tensor& weight,
-                              int64_t padding, int64_t dilation) {
+                              const std::string& weight_name, const Tensor& weight, int64_t padding,
+                              int64_t dilation) {
   check_feature_map(x_name, x);
   check_tensor(weight_name, weight, 4);
   check_matches(weight_name, weight, x_name, x);
   const int64_t kernel = weight.size(2);
-  STD_TORCH_CHECK((kernel == 1 || kernel == 3) && weight.size(3) == kernel, weight_name,
-                  ": expected a 1x1 or 3x3 kernel, got shape ", shape_text(weight));
+  check((kernel == 1 || kernel == 3) && weight.size(3) == kernel, weight_name,
+        ": expected a 1x1 or 3x3 kernel, got shape ", shape_text(weight));
   check_size(weight_name, weight, 1, x.size(1), "channels of " + x_name);
-  STD_TORCH_CHECK(weight.size(0) > 0, weight_name,
-                  ": expected at least one output channel, got shape ", shape_text(weight));
+  check(weight.size(0) > 0, weight_name, ": expected at least one output channel, got shape ",
+        shape_text(weight));
   check_positive("dilation", dilation);
-  STD_TORCH_CHECK(padding >= 0, "padding: expected at least 0, got ", padding);
+  check(padding >= 0, "padding: expected at least 0, got ", padding);
   const int64_t shrink = dilation * (kernel - 1) - 2 * padding;
-  STD_TORCH_CHECK(x.size(2) > shrink && x.size(3) > shrink, x_name, ": shape ", shape_text(x),
-                  " with padding ", padding, " is smaller than the kernel of ", weight_name,
-                  " with dilation ", dilation);
+  check(x.size(2) > shrink && x.size(3) > shrink, x_name, ": shape ", shape_text(x),
+        " with padding ", padding, " is smaller than the kernel of ", weight_name,
+        " with dilation ", dilation);
 }
 
 }  // namespace tdnet

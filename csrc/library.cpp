@@ -1,5 +1,6 @@
-// Every operator's schema, once. Kernels register themselves from cpu/ and cuda/; Python registers the rest
-// (fake kernels, autograd, autocast, the fallback for other devices) in tdnet_ops/registration.py.
+// Every operator's schema, once. Kernels register themselves from cpu/ and cuda/; Python registers
+// the rest (fake kernels, autograd, autocast, the fallback for other devices) in
+// tdnet_ops/registration.py.
 
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
@@ -33,7 +34,8 @@ STABLE_TORCH_LIBRARY(tdnet, m) {
       "ScalarType dtype=uint8) -> Tensor");
 }
 
-// tdnet_ops._C: importing it loads the library; its constants say what was compiled in (build_info()).
+// tdnet_ops._C: importing it loads the library; its constants say what was compiled in
+// (build_info()).
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

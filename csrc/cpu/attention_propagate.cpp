@@ -1,9 +1,10 @@
-// attention_propagate, Eq. 4 and 5: phi(softmax(q k^T scale) v) + residual, the affinity never stored.
+// attention_propagate, Eq. 4 and 5: phi(softmax(q k^T scale) v) + residual, the affinity never
+// stored.
 //
-// For a tile of queries (lanes of the vector registers) the logits of all keys are computed into the
-// second-level cache, turned into weights there, and multiplied with the values, which already carry
-// phi. Both products are computed transposed, keys and channels broadcast against queries, so an NCHW
-// map is read and written without a permutation.
+// For a tile of queries (lanes of the vector registers) the logits of all keys are computed into
+// the second-level cache, turned into weights there, and multiplied with the values, which already
+// carry phi. Both products are computed transposed, keys and channels broadcast against queries, so
+// an NCHW map is read and written without a permutation.
 
 #include <torch/csrc/stable/library.h>
 
@@ -67,9 +68,10 @@ Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
     return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
                          scale, allow_tf32)[0];
   }
-  const Tensor out = attention_propagate_float(
-      q, to_float(q), to_float(k), to_float(v), {to_float(residual), to_float(weight), to_float(bias)},
-      scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1)))));
+  const Tensor out =
+      attention_propagate_float(q, to_float(q), to_float(k), to_float(v),
+                                {to_float(residual), to_float(weight), to_float(bias)},
+                                scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1)))));
   return from_float(out, q.scalar_type());
 }
 

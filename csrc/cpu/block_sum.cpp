@@ -1,5 +1,5 @@
-// block_sum_reduce and block_sum_update, the dimension reduction of Sec. 3.1: a convolution over channel
-// groups that are summed without ever being concatenated.
+// block_sum_reduce and block_sum_update, the dimension reduction of Sec. 3.1: a convolution over
+// channel groups that are summed without ever being concatenated.
 
 #include <torch/csrc/stable/library.h>
 
@@ -14,9 +14,9 @@ namespace {
 Tensor block_sum_reduce(const std::vector<Tensor>& blocks, const std::vector<Tensor>& weights,
                         const std::optional<Tensor>& bias, int64_t padding, int64_t dilation,
                         const std::string& activation, bool allow_tf32) {
-  STD_TORCH_CHECK(!blocks.empty(), "blocks: expected at least one block, got an empty list");
-  STD_TORCH_CHECK(weights.size() == blocks.size(), "weights: expected ", blocks.size(),
-                  ", one a block, got ", weights.size());
+  check(!blocks.empty(), "blocks: expected at least one block, got an empty list");
+  check(weights.size() == blocks.size(), "weights: expected ", blocks.size(), ", one a block, got ",
+        weights.size());
   check_activation(activation);
   for (size_t i = 0; i < blocks.size(); ++i) {
     const std::string x_name = "blocks[" + std::to_string(i) + "]";
@@ -34,9 +34,9 @@ Tensor block_sum_reduce(const std::vector<Tensor>& blocks, const std::vector<Ten
     return call_operator("tdnet_reference::block_sum_reduce", blocks, weights, bias, padding,
                          dilation, activation, allow_tf32)[0];
   }
-  const Tensor out = convolve_blocks(
-      blocks[0], to_float(blocks), to_float(weights), to_float(bias), std::nullopt,
-      {.padding = padding, .dilation = dilation, .relu = activation == "relu"});
+  const Tensor out =
+      convolve_blocks(blocks[0], to_float(blocks), to_float(weights), to_float(bias), std::nullopt,
+                      {.padding = padding, .dilation = dilation, .relu = activation == "relu"});
   return from_float(out, blocks[0].scalar_type());
 }
 
@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
                                             int64_t dilation, const std::string& activation,
                                             bool allow_tf32) {
   const int64_t count = partials.size();
-  STD_TORCH_CHECK(0 <= index && index < count, "index: expected 0 to ", count - 1,
-                  ", a place in partials, got ", index);
+  check(0 <= index && index < count, "index: expected 0 to ", count - 1,
+        ", a place in partials, got ", index);
   check_activation(activation);
   check_convolution("x", x, "weight", weight, padding, dilation);
   check_bias(bias, "x", x, weight.size(0));

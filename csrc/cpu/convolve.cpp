@@ -50,8 +50,8 @@ PixelRun locate(const Tensor& x, int64_t b, int64_t first, int64_t end, int64_t 
   run.adjacent = true;
   for (int i = 0; i < lanes; ++i) {
     const int64_t x_position = column + dx;
-    const bool inside = first + i < end && y >= 0 && y < height && x_position >= 0 &&
-                        x_position < width;
+    const bool inside =
+        first + i < end && y >= 0 && y < height && x_position >= 0 && x_position < width;
     run.pixels[i] = inside ? data + y * row_stride + x_position * column_stride : nullptr;
     run.adjacent = run.adjacent && inside && run.pixels[i] == run.pixels[0] + i;
     if (++column == out_width) {
@@ -115,7 +115,8 @@ Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
   if (even_residual) residual_tokens = tokens(*even_residual);
   Tensor out = empty_map_like(layout, batch, out_channels, height, width);
   const bool channels_last = layout.stride(1) == 1;
-  const int64_t out_channel = channels_last ? 1 : pixels, out_token = channels_last ? out_channels : 1;
+  const int64_t out_channel = channels_last ? 1 : pixels,
+                out_token = channels_last ? out_channels : 1;
   const float* bias_data = packed_bias ? packed_bias->const_data_ptr<float>() : nullptr;
   float* out_data = out.mutable_data_ptr<float>();
 
@@ -148,7 +149,8 @@ Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
              .residual = even_residual ? residual_tokens.at(b, channel, first) : nullptr,
              .residual_channel = residual_tokens.channel,
              .residual_token = residual_tokens.token,
-             .out = out_data + b * out_channels * pixels + channel * out_channel + first * out_token,
+             .out =
+                 out_data + b * out_channels * pixels + channel * out_channel + first * out_token,
              .out_channel = out_channel,
              .out_token = out_token,
              .rows = std::min<int64_t>(loops.rows, out_channels - channel),

@@ -1,5 +1,5 @@
-// The CPU kernels compute in float32. Half precision is converted on the way in and out; float64 goes to
-// the operator's reference.
+// The CPU kernels compute in float32. Half precision is converted on the way in and out; float64
+// goes to the operator's reference.
 
 #pragma once
 
@@ -34,17 +34,16 @@ inline bool is_double(const Tensor& x) { return x.scalar_type() == ScalarType::D
 // Calls an operator by name with every argument of its schema; returns its `kResults` tensors.
 template <size_t kResults = 1, typename... Arguments>
 std::array<Tensor, kResults> call_operator(const char* name, const Arguments&... arguments) {
-  std::array<StableIValue, sizeof...(Arguments)> stack{
-      torch::stable::detail::from(arguments)...};
+  std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
   static_assert(kResults <= sizeof...(Arguments));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   std::array<Tensor, kResults> results;
   for (size_t i = 0; i < kResults; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return results;
 }
 
-// channels_last exactly where the channels of `like` are adjacent: the layout rule of every operator.
+// channels_last exactly where the channels of `like` are adjacent: the layout rule of every
+// operator.
 inline Tensor empty_map_like(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
                              int64_t width, ScalarType dtype = ScalarType::Float) {
   using torch::headeronly::MemoryFormat;

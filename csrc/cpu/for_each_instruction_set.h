@@ -1,7 +1,7 @@
 // Compiles the file named by TDNET_LOOPS once for every instruction set, in the namespaces
-// tdnet::cpu::{generic, avx2, avx512}. The file sees TDNET_VECTOR_FLOATS, the floats in a vector register.
-// Only vector loops belong there: no torch header, nothing whose inline functions the linker could merge
-// with copies compiled for another instruction set.
+// tdnet::cpu::{generic, avx2, avx512}. The file sees TDNET_VECTOR_FLOATS, the floats in a vector
+// register. Only vector loops belong there: no torch header, nothing whose inline functions the
+// linker could merge with copies compiled for another instruction set.
 
 #include "instruction_sets.h"
 

@@ -6,7 +6,8 @@ namespace tdnet::cpu {
 
 enum class InstructionSet { kGeneric, kAvx2, kAvx512 };
 
-// The widest compiled set that this CPU runs; TDNET_CPU_ISA=generic|avx2|avx512 lowers it (for tests).
+// The widest compiled set that this CPU runs; TDNET_CPU_ISA=generic|avx2|avx512 lowers it (for
+// tests).
 InstructionSet instruction_set();
 
 const char* instruction_set_name();
@@ -24,11 +25,11 @@ const char* compiled_instruction_sets();
 
 // Picks one of the copies that for_each_instruction_set.h made of `function`.
 #if TDNET_X86
-#define TDNET_DISPATCH(function)                                              \
-  (tdnet::cpu::instruction_set() == tdnet::cpu::InstructionSet::kAvx512       \
-       ? &tdnet::cpu::avx512::function                                        \
-       : (tdnet::cpu::instruction_set() == tdnet::cpu::InstructionSet::kAvx2  \
-              ? &tdnet::cpu::avx2::function                                   \
+#define TDNET_DISPATCH(function)                                             \
+  (tdnet::cpu::instruction_set() == tdnet::cpu::InstructionSet::kAvx512      \
+       ? &tdnet::cpu::avx512::function                                       \
+       : (tdnet::cpu::instruction_set() == tdnet::cpu::InstructionSet::kAvx2 \
+              ? &tdnet::cpu::avx2::function                                  \
               : &tdnet::cpu::generic::function))
 #else
 #define TDNET_DISPATCH(function) (&tdnet::cpu::generic::function)

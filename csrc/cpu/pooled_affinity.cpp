@@ -1,5 +1,5 @@
-// pooled_affinity, the logits of Eq. 1: q gamma_n(k)^T scale. Queries are broadcast against the pooled keys
-// in the vector lanes, so that a row of the affinity is stored at once.
+// pooled_affinity, the logits of Eq. 1: q gamma_n(k)^T scale. Queries are broadcast against the
+// pooled keys in the vector lanes, so that a row of the affinity is stored at once.
 
 #include <torch/csrc/stable/library.h>
 
@@ -40,18 +40,17 @@ Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
         const int64_t key = p * loops.lanes;
         loops.product(channels, strip.get(), packed_keys.get() + (b * panels + p) * panel_size,
                       block.get());
-        loops.finish_block(block.get(),
-                           {.lane_factor = nullptr,
-                            .bias = nullptr,
-                            .residual = nullptr,
-                            .residual_channel = 0,
-                            .residual_token = 0,
-                            .out = data + (b * queries + first) * keys + key,
-                            .out_channel = keys,
-                            .out_token = 1,
-                            .rows = std::min<int64_t>(loops.rows, queries - first),
-                            .lanes = std::min<int64_t>(loops.lanes, keys - key),
-                            .relu = false});
+        loops.finish_block(block.get(), {.lane_factor = nullptr,
+                                         .bias = nullptr,
+                                         .residual = nullptr,
+                                         .residual_channel = 0,
+                                         .residual_token = 0,
+                                         .out = data + (b * queries + first) * keys + key,
+                                         .out_channel = keys,
+                                         .out_token = 1,
+                                         .rows = std::min<int64_t>(loops.rows, queries - first),
+                                         .lanes = std::min<int64_t>(loops.lanes, keys - key),
+                                         .relu = false});
       }
     }
   });

@@ -56,20 +56,19 @@ void finish_tile(const Propagation& problem, const TileLoops& loops, int64_t b, 
     for (int64_t strip = 0; strip < strips; ++strip) {
       const int64_t channel = strip * loops.rows;
       const Tokens* residual = problem.residual;
-      loops.finish_block(
-          sums + (p * strips + strip) * loops.rows * loops.lanes,
-          {.lane_factor = inverse_sums + p * loops.lanes,
-           .bias = problem.bias ? problem.bias + channel : nullptr,
-           .residual = residual ? residual->at(b, channel, query) : nullptr,
-           .residual_channel = residual ? residual->channel : 0,
-           .residual_token = residual ? residual->token : 0,
-           .out = problem.out + b * problem.out_batch + channel * problem.out_channel +
-                  query * problem.out_token,
-           .out_channel = problem.out_channel,
-           .out_token = problem.out_token,
-           .rows = std::min<int64_t>(loops.rows, problem.channels - channel),
-           .lanes = std::min<int64_t>(loops.lanes, problem.queries - query),
-           .relu = false});
+      loops.finish_block(sums + (p * strips + strip) * loops.rows * loops.lanes,
+                         {.lane_factor = inverse_sums + p * loops.lanes,
+                          .bias = problem.bias ? problem.bias + channel : nullptr,
+                          .residual = residual ? residual->at(b, channel, query) : nullptr,
+                          .residual_channel = residual ? residual->channel : 0,
+                          .residual_token = residual ? residual->token : 0,
+                          .out = problem.out + b * problem.out_batch +
+                                 channel * problem.out_channel + query * problem.out_token,
+                          .out_channel = problem.out_channel,
+                          .out_token = problem.out_token,
+                          .rows = std::min<int64_t>(loops.rows, problem.channels - channel),
+                          .lanes = std::min<int64_t>(loops.lanes, problem.queries - query),
+                          .relu = false});
     }
   }
 }

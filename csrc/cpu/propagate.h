@@ -30,10 +30,11 @@ struct Projection {
   std::optional<torch::stable::Tensor> residual, weight, bias;
 };
 
-// phi(softmax(logits) v) + residual as a map [B, d_out, H, W] in the layout of `layout`; folds phi into the
-// values where that costs fewer operations.
-torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout, int64_t height, int64_t width,
-                                          const torch::stable::Tensor& v, const Projection& projection,
+// phi(softmax(logits) v) + residual as a map [B, d_out, H, W] in the layout of `layout`; folds phi
+// into the values where that costs fewer operations.
+torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout, int64_t height,
+                                          int64_t width, const torch::stable::Tensor& v,
+                                          const Projection& projection,
                                           const std::function<FillLogits()>& make_fill);
 
 }  // namespace tdnet::cpu

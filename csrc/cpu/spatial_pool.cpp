@@ -1,4 +1,5 @@
-// spatial_pool, gamma_n of Eq. 3: the maximum, or the top-left pixel, of every n x n window; ceil mode.
+// spatial_pool, gamma_n of Eq. 3: the maximum, or the top-left pixel, of every n x n window; ceil
+// mode.
 
 #include <torch/csrc/stable/library.h>
 
@@ -45,8 +46,8 @@ Tensor pool(const Tensor& layout, const Tensor& x, int64_t stride, const std::st
         const float* corner = data + b * x.stride(0) + y * x.stride(2) + column * x.stride(3);
         float* to = out_data + b * out.stride(0) + out_y * out.stride(2) + out_x * out.stride(3);
         for (int64_t c = 0; c < channels; ++c) {
-          to[c * out.stride(1)] = window_maximum(corner + c * x.stride(1), rows, columns,
-                                                 x.stride(2), x.stride(3));
+          to[c * out.stride(1)] =
+              window_maximum(corner + c * x.stride(1), rows, columns, x.stride(2), x.stride(3));
         }
       }
     }

@@ -13,8 +13,8 @@ const TileLoops& tile_loops() {
 }
 
 Tokens tokens(torch::stable::Tensor& map) {
-  const bool even = map.size(2) == 1 || map.size(3) == 1 ||
-                    map.stride(2) == map.size(3) * map.stride(3);
+  const bool even =
+      map.size(2) == 1 || map.size(3) == 1 || map.stride(2) == map.size(3) * map.stride(3);
   if (!even) map = torch::stable::contiguous(map);
   return {map.const_data_ptr<float>(), map.stride(0), map.stride(1),
           map.size(3) == 1 ? map.stride(2) : map.stride(3)};

@@ -1,4 +1,5 @@
-// Packing and blocking around the vector loops of tile_loops.h, shared by the matrix-product operators.
+// Packing and blocking around the vector loops of tile_loops.h, shared by the matrix-product
+// operators.
 
 #pragma once
 
@@ -69,8 +70,8 @@ struct Tokens {
 // `map` is replaced by a contiguous copy where its pixels are not evenly spaced (a spatial slice).
 Tokens tokens(torch::stable::Tensor& map);
 
-// out[c * width + i] = source(first + i, c) * factor, zero from token `end` on: `width` tokens side by
-// side.
+// out[c * width + i] = source(first + i, c) * factor, zero from token `end` on: `width` tokens side
+// by side.
 void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, int64_t channels,
                  int width, float factor, float* out);
 
@@ -78,8 +79,8 @@ void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, in
 void pack_channels(const Tokens& source, int64_t b, int64_t first_token, int64_t token_count,
                    int64_t first_channel, int64_t end_channel, int width, float* out);
 
-// Runs work(take) on every thread of torch's pool; take() hands out 0 .. count-1, then -1. Threads that
-// the machine slows down simply take fewer.
+// Runs work(take) on every thread of torch's pool; take() hands out 0 .. count-1, then -1. Threads
+// that the machine slows down simply take fewer.
 template <typename Work>
 void for_each_tile(int64_t count, const Work& work) {
   if (count == 0) return;

@@ -1,8 +1,8 @@
 // The vector loops of the matrix-product operators; compiled once an instruction set.
 //
-// A panel holds kLanes columns (queries, or pixels) side by side in vector registers; a strip holds kRows
-// rows (keys, or channels) whose values are broadcast. A product adds depth rank-1 updates to one
-// kRows x kLanes block that stays in registers:
+// A panel holds kLanes columns (queries, or pixels) side by side in vector registers; a strip holds
+// kRows rows (keys, or channels) whose values are broadcast. A product adds depth rank-1 updates to
+// one kRows x kLanes block that stays in registers:
 //   AVX-512:  8 rows x 3 vectors of 16 = 24 accumulators of 32 registers
 //   AVX2:     6 rows x 2 vectors of 8  = 12 accumulators of 16 registers
 //   generic:  4 rows x 2 vectors of 4  =  8 accumulators of 16 registers
@@ -25,14 +25,16 @@ __attribute__((noinline)) void product(int64_t depth, const float* __restrict st
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = kAccumulate ? *reinterpret_cast<const Vector*>(block + r * kLanes + v * kWidth) : Vector{};
+      sum[r][v] = kAccumulate ? *reinterpret_cast<const Vector*>(block + r * kLanes + v * kWidth)
+                              : Vector{};
     }
   }
 #pragma GCC unroll 4
   for (int64_t d = 0; d < depth; ++d) {
     Vector column[kVectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) column[v] = *reinterpret_cast<const Vector*>(panel + v * kWidth);
+    for (int v = 0; v < kVectors; ++v)
+      column[v] = *reinterpret_cast<const Vector*>(panel + v * kWidth);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Vector broadcast = strip[r] - Vector{};
@@ -45,11 +47,13 @@ __attribute__((noinline)) void product(int64_t depth, const float* __restrict st
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Vector*>(block + r * kLanes + v * kWidth) = sum[r][v];
+    for (int v = 0; v < kVectors; ++v)
+      *reinterpret_cast<Vector*>(block + r * kLanes + v * kWidth) = sum[r][v];
   }
 }
 
-// exp(x) for x <= 0, relative error below 2e-7; 0 below the smallest normal result and for -inf; NaN stays.
+// exp(x) for x <= 0, relative error below 2e-7; 0 below the smallest normal result and for -inf;
+// NaN stays.
 static inline Vector exponential(Vector x) {
   constexpr float kLog2e = 1.44269504088896341f;
   constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723212e-6f;
@@ -70,8 +74,8 @@ static inline Vector exponential(Vector x) {
   return x == x ? finite : x;
 }
 
-// Softmax down the keys of one panel of logits [keys, kLanes], unnormalised and in place. inverse_sum
-// [kLanes] receives 1 / sum: an all -inf column and a NaN give NaN, as torch.
+// Softmax down the keys of one panel of logits [keys, kLanes], unnormalised and in place.
+// inverse_sum [kLanes] receives 1 / sum: an all -inf column and a NaN give NaN, as torch.
 void softmax_panel(float* logits, int64_t keys, float* inverse_sum) {
   Vector* rows = reinterpret_cast<Vector*>(logits);
   Vector maximum[kVectors], sum[kVectors];
@@ -95,8 +99,8 @@ void softmax_panel(float* logits, int64_t keys, float* inverse_sum) {
   for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector*>(inverse_sum)[v] = 1.0f / sum[v];
 }
 
-// Scales, biases and stores a block (see Epilogue). With adjacent tokens a row is stored at once; with
-// adjacent channels a token is.
+// Scales, biases and stores a block (see Epilogue). With adjacent tokens a row is stored at once;
+// with adjacent channels a token is.
 void finish_block(float* block, const Epilogue& to) {
   Vector* rows = reinterpret_cast<Vector*>(block);
   for (int v = 0; v < kVectors; ++v) {

@@ -1,6 +1,6 @@
-// upsample_argmax: bilinear upsampling and arg max over the classes in one pass. Every thread widens two
-// rows of logits at a time (all classes) and blends them into each row of labels between; the full-size
-// logits never exist.
+// upsample_argmax: bilinear upsampling and arg max over the classes in one pass. Every thread
+// widens two rows of logits at a time (all classes) and blends them into each row of labels
+// between; the full-size logits never exist.
 
 #include <torch/csrc/stable/library.h>
 
@@ -29,8 +29,7 @@ std::vector<Source> sources(int64_t input, int64_t output, bool align_corners) {
                           : static_cast<float>(input) / output;
   std::vector<Source> list(output);
   for (int64_t i = 0; i < output; ++i) {
-    const float position =
-        align_corners ? scale * i : std::max(0.0f, scale * (i + 0.5f) - 0.5f);
+    const float position = align_corners ? scale * i : std::max(0.0f, scale * (i + 0.5f) - 0.5f);
     const int64_t low = std::min(static_cast<int64_t>(position), input - 1);
     list[i] = {low, std::min(low + 1, input - 1), std::clamp(position - low, 0.0f, 1.0f)};
   }
@@ -94,11 +93,10 @@ Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool ali
   check_feature_map("logits", logits);
   check_has_pixels("logits", logits);
   check_output_size(size);
-  STD_TORCH_CHECK(dtype == ScalarType::Byte || dtype == ScalarType::Long,
-                  "dtype: expected uint8 or int64, got ", torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(dtype == ScalarType::Long || logits.size(1) <= 256,
-                  "dtype: uint8 holds 256 classes, got logits with ", logits.size(1),
-                  "; use int64");
+  check(dtype == ScalarType::Byte || dtype == ScalarType::Long,
+        "dtype: expected uint8 or int64, got ", torch::headeronly::toString(dtype));
+  check(dtype == ScalarType::Long || logits.size(1) <= 256,
+        "dtype: uint8 holds 256 classes, got logits with ", logits.size(1), "; use int64");
   if (is_double(logits)) {
     return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners, dtype)[0];
   }

@@ -3,8 +3,9 @@
 typedef float Vector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS)));
 typedef int IntVector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS)));
 
-// labels[x] = the lowest class with the largest upper[class][x] * (1 - t) + lower[class][x] * t, where a
-// NaN is larger than any number (as torch.argmax). Rows are `width` apart, a multiple of the vector.
+// labels[x] = the lowest class with the largest upper[class][x] * (1 - t) + lower[class][x] * t,
+// where a NaN is larger than any number (as torch.argmax). Rows are `width` apart, a multiple of
+// the vector.
 void best_classes(const float* upper, const float* lower, float t, int64_t classes, int64_t width,
                   int* labels) {
   constexpr int kWidth = TDNET_VECTOR_FLOATS;

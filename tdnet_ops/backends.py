@@ -1,0 +1,146 @@
+"""What can run here and why not: one predicate, `refusal`, both dispatches and explains.
+
+A backend is a set of custom operators with one name space: "cpu" and "cuda" are the compiled kernels of
+`torch.ops.tdnet`, "reference" is plain PyTorch in `torch.ops.tdnet_reference`. Forward and backward of an
+operator stay in its name space, so a forced backend also holds in the backward pass, whichever thread runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from tdnet_ops import _library
+
+NAMES = ("cpu", "cuda", "reference")
+_NAME_SPACES = {"cpu": "tdnet", "cuda": "tdnet", "reference": "tdnet_reference"}
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
+
+_forced: ContextVar[str | None] = ContextVar("tdnet_ops_backend", default=None)
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of {list(NAMES)}, got {name!r}")
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Forces one backend for every operator called inside the block, and for its backward pass.
+
+    Args:
+        name: "cpu", "cuda" or "reference". Holds for the current thread or asynchronous task.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: later, from an operator that the backend cannot run, with the reason.
+    """
+    _check_name(name)
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run tensors of this device and dtype; None if it can."""
+    if name == "reference":
+        return None
+    if name == "cuda" and not _library.CUDA_ARCHITECTURES:
+        return f"no CUDA kernels were compiled in ({_library.CUDA_STATUS})"
+    if name == "cuda" and not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if device.type != name:
+        return f"its kernels take {name} tensors, got {device.type}"
+    if dtype == torch.float64:
+        return "its kernels compute in float32, got float64"
+    return None
+
+
+def choose(operator: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> str:
+    """The backend that runs an operator: the forced one, or the first of the device's list that can.
+
+    Raises:
+        ValueError: `forced` is not a backend.
+        RuntimeError: the forced backend cannot run here, with the reason.
+    """
+    forced = _forced.get() if forced is None else forced
+    if forced is not None:
+        _check_name(forced)
+        reason = refusal(forced, device, dtype)
+        if reason is not None:
+            raise RuntimeError(f"backend {forced!r} cannot run {operator}: {reason}")
+        return forced
+    candidates = _PREFERENCE.get(device.type, ("reference",))
+    return next(name for name in candidates if refusal(name, device, dtype) is None)
+
+
+def operator(name: str, like: object, forced: str | None) -> Any:
+    """The custom operator of the backend that runs tensors such as `like`."""
+    if not isinstance(like, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor as first argument, got {type(like).__name__}")
+    chosen = choose(name, like.device, like.dtype, forced)
+    return getattr(getattr(torch.ops, _NAME_SPACES[chosen]), name)
+
+
+def allow_tf32(like: torch.Tensor) -> bool:
+    """Whether the user lets float32 matrix products on CUDA run in TF32."""
+    return like.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def describe(device: torch.device | str) -> str:
+    """One line for people: the backend that float32 tensors on this device run on."""
+    device = torch.device(device)
+    chosen = choose("operators", device, torch.float32, None)
+    if chosen == "cpu":
+        return f"cpu ({_library.CPU_IN_USE}, {torch.get_num_threads()} threads)"
+    if chosen == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"reference (plain PyTorch on {device.type})"
+
+
+def _triton_version() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return str(triton.__version__)
+
+
+def build_info() -> dict[str, Any]:
+    """What was compiled, what is in use, and for each backend why it can or cannot run here.
+
+    Returns:
+        A dictionary of plain strings, lists and dictionaries: versions, the torch ABI target, CPU instruction
+        sets compiled and in use, CUDA architectures and status, Triton's version, and `backends`: name ->
+        "ready" or the reason why float32 tensors cannot run on it.
+    """
+    reasons = {
+        name: refusal(name, torch.device("cuda" if name == "cuda" else "cpu"), torch.float32)
+        for name in NAMES
+    }
+    return {
+        "version": _library.VERSION,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torch_cuda": torch.version.cuda,
+        "torch_abi_target": _library.TORCH_TARGET,
+        "compiler": _library.COMPILER,
+        "cpu": {
+            "compiled": _library.CPU_COMPILED.split(","),
+            "in_use": _library.CPU_IN_USE,
+            "threads": torch.get_num_threads(),
+        },
+        "cuda": {
+            "architectures": [a for a in _library.CUDA_ARCHITECTURES.split(";") if a],
+            "status": _library.CUDA_STATUS,
+        },
+        "triton": _triton_version(),
+        "backends": {name: reason or "ready" for name, reason in reasons.items()},
+    }
