@@ -22,12 +22,14 @@ STABLE_TORCH_LIBRARY(tdnet, m) {
   m.def(
       "attention_propagate_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? weight, "
       "float? scale) -> (Tensor, Tensor, Tensor, Tensor)");
+  // No defaults where a list of tensors is differentiated: torch drops trailing arguments that equal
+  // their default and then expects as many fewer gradients.
   m.def(
-      "block_sum_reduce(Tensor[] blocks, Tensor[] weights, Tensor? bias=None, int padding=0, "
-      "int dilation=1, str activation=\"none\", *, bool allow_tf32=False) -> Tensor");
+      "block_sum_reduce(Tensor[] blocks, Tensor[] weights, Tensor? bias, int padding, "
+      "int dilation, str activation, *, bool allow_tf32=False) -> Tensor");
   m.def(
-      "block_sum_update(Tensor[] partials, int index, Tensor x, Tensor weight, Tensor? bias=None, "
-      "int padding=0, int dilation=1, str activation=\"none\", *, bool allow_tf32=False) "
+      "block_sum_update(Tensor[] partials, int index, Tensor x, Tensor weight, Tensor? bias, "
+      "int padding, int dilation, str activation, *, bool allow_tf32=False) "
       "-> (Tensor, Tensor)");
   m.def(
       "upsample_argmax(Tensor logits, SymInt[2] size, bool align_corners=False, "

@@ -1,14 +1,15 @@
 """Loads the compiled library `_C`, which defines `torch.ops.tdnet.*`, and names its constants."""
 
-import torch  # noqa: F401  (the library links against torch's, which this import loads)
+import torch
 
+# The library links against torch's, which the import above has loaded.
 try:
     from tdnet_ops import _C
 except ImportError as error:
     raise ImportError(
-        f"tdnet_ops: its compiled library does not load ({error}). Reinstall it beside torch {torch.__version__} "
-        "(pip install --force-reinstall --no-deps tdnet), or, in a source tree, run "
-        "`python setup.py build_ext --inplace`."
+        f"tdnet_ops: no compiled library loads beside torch {torch.__version__} ({error}). "
+        "Reinstall it with pip install --force-reinstall --no-deps tdnet, or, in a source tree, "
+        "run python setup.py build_ext --inplace."
     ) from error
 
 VERSION: str = _C.version

@@ -1,8 +1,9 @@
 """What can run here and why not: one predicate, `refusal`, both dispatches and explains.
 
-A backend is a set of custom operators with one name space: "cpu" and "cuda" are the compiled kernels of
-`torch.ops.tdnet`, "reference" is plain PyTorch in `torch.ops.tdnet_reference`. Forward and backward of an
-operator stay in its name space, so a forced backend also holds in the backward pass, whichever thread runs it.
+A backend is a set of custom operators with one name space: "cpu" and "cuda" are the compiled
+kernels of `torch.ops.tdnet`, "reference" is plain PyTorch in `torch.ops.tdnet_reference`. Forward
+and backward of an operator stay in its name space, so a forced backend also holds in the backward
+pass, whichever thread runs it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def choose(operator: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> str:
-    """The backend that runs an operator: the forced one, or the first of the device's list that can.
+    """The backend that runs an operator: the forced one, else the device's first that can.
 
     Raises:
         ValueError: `forced` is not a backend.
@@ -107,7 +108,7 @@ def describe(device: torch.device | str) -> str:
 
 def _triton_version() -> str | None:
     try:
-        import triton
+        import triton  # type: ignore[import-untyped]
     except ImportError:
         return None
     return str(triton.__version__)
@@ -117,9 +118,9 @@ def build_info() -> dict[str, Any]:
     """What was compiled, what is in use, and for each backend why it can or cannot run here.
 
     Returns:
-        A dictionary of plain strings, lists and dictionaries: versions, the torch ABI target, CPU instruction
-        sets compiled and in use, CUDA architectures and status, Triton's version, and `backends`: name ->
-        "ready" or the reason why float32 tensors cannot run on it.
+        A dictionary of plain strings, lists and dictionaries: versions, the torch ABI target, CPU
+        instruction sets compiled and in use, CUDA architectures and status, Triton's version, and
+        `backends`: name -> "ready" or the reason why float32 tensors cannot run on it.
     """
     reasons = {
         name: refusal(name, torch.device("cuda" if name == "cuda" else "cpu"), torch.float32)

@@ -1,7 +1,9 @@
-"""Argument checks shared by the fake kernels and the Python backends (csrc/checks.h is their twin in C++).
+"""Argument checks shared by the fake kernels and the Python backends.
 
-Each error names the argument, what came and what was expected. A wrong kind or dtype is a TypeError, a
-wrong shape or value is a ValueError.
+csrc/checks.h is their twin in C++.
+
+Each error names the argument, what came and what was expected. A wrong kind or dtype is a
+TypeError, a wrong shape or value is a ValueError.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def matches(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 
 def extent(name: str, x: Tensor, dim: int, expected: int, source: str) -> None:
     if x.shape[dim] != expected:
-        raise ValueError(f"{name}: expected size {expected} ({source}) in dimension {dim}, got shape {_shape(x)}")
+        raise ValueError(
+            f"{name}: expected size {expected} ({source}) in dimension {dim}, got shape {_shape(x)}"
+        )
 
 
 def positive(name: str, value: int) -> None:
@@ -109,7 +113,9 @@ def _projection(
         extent("weight", weight, 1, value_channels, "channels of v")
         out_channels = weight.shape[0]
         if out_channels == 0:
-            raise ValueError(f"weight: expected at least one output channel, got shape {_shape(weight)}")
+            raise ValueError(
+                f"weight: expected at least one output channel, got shape {_shape(weight)}"
+            )
     if bias is not None:
         tensor("bias", bias, 1)
         matches("bias", bias, like_name, like)
@@ -159,7 +165,9 @@ def attention_propagate(
     _projection("q", q, v.shape[1], q.shape[2:], residual, weight, bias)
 
 
-def _convolution(x_name: str, x: Tensor, weight_name: str, weight: Tensor, padding: int, dilation: int) -> None:
+def _convolution(
+    x_name: str, x: Tensor, weight_name: str, weight: Tensor, padding: int, dilation: int
+) -> None:
     feature_map(x_name, x)
     tensor(weight_name, weight, 4)
     matches(weight_name, weight, x_name, x)
@@ -167,7 +175,9 @@ def _convolution(x_name: str, x: Tensor, weight_name: str, weight: Tensor, paddi
         raise ValueError(f"{weight_name}: expected a 1x1 or 3x3 kernel, got shape {_shape(weight)}")
     extent(weight_name, weight, 1, x.shape[1], f"channels of {x_name}")
     if weight.shape[0] == 0:
-        raise ValueError(f"{weight_name}: expected at least one output channel, got shape {_shape(weight)}")
+        raise ValueError(
+            f"{weight_name}: expected at least one output channel, got shape {_shape(weight)}"
+        )
     positive("dilation", dilation)
     if padding < 0:
         raise ValueError(f"padding: expected at least 0, got {padding}")
@@ -220,7 +230,9 @@ def block_sum_update(
     activation: str,
 ) -> None:
     if not 0 <= index < len(partials):
-        raise ValueError(f"index: expected 0 to {len(partials) - 1}, a place in partials, got {index}")
+        raise ValueError(
+            f"index: expected 0 to {len(partials) - 1}, a place in partials, got {index}"
+        )
     choice("activation", activation, ACTIVATIONS)
     _convolution("x", x, "weight", weight, padding, dilation)
     shape = convolved_shape(x, weight, padding, dilation)
@@ -246,4 +258,6 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], dtype: torch.dtype) -> 
     output_size(size)
     choice("dtype", dtype, LABEL_DTYPES)
     if dtype == torch.uint8 and logits.shape[1] > 256:
-        raise ValueError(f"dtype: uint8 holds 256 classes, got logits with {logits.shape[1]}; use torch.int64")
+        raise ValueError(
+            f"dtype: uint8 holds 256 classes, got logits with {logits.shape[1]}; use torch.int64"
+        )

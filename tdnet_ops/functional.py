@@ -1,15 +1,19 @@
-"""The public operators. Each takes feature maps [B, C, H, W] of any strides; channels_last is the fast path.
+"""The public operators. Each takes feature maps [B, C, H, W] of any strides; channels_last is the
+fast path.
 
-Letters in all shapes: B batch; C channels; H x W the query map, N = H*W queries; h x w the pooled key map,
-M = h*w keys; d_k query and key channels; d_v value channels; d_out output channels. Sizes are in pixels of the map.
+Letters in all shapes: B batch; C channels; H x W the query map, N = H*W queries; h x w the pooled
+key map, M = h*w keys; d_k query and key channels; d_v value channels; d_out output channels. Sizes
+are in pixels of the map.
 
-dtypes: float32 and float64; float16 and bfloat16 accumulate in float32. All tensors of one call share dtype and
-device. A returned map is channels_last exactly where the channels of the first map given are adjacent in memory.
+dtypes: float32 and float64; float16 and bfloat16 accumulate in float32. All tensors of one call
+share dtype and device. A returned map is channels_last exactly where the channels of the first map
+given are adjacent in memory.
 
-Every function takes `backend`: None chooses by device, a name (`tdnet_ops.backends.NAMES`) forces one.
+Every function takes `backend`: None chooses by device, a name (`tdnet_ops.backends.NAMES`) forces
+one.
 
-Errors, everywhere: ValueError, TypeError or RuntimeError that names the argument, what came and what was expected;
-RuntimeError with the reason where a forced backend cannot run.
+Errors, everywhere: ValueError, TypeError or RuntimeError that names the argument, what came and
+what was expected; RuntimeError with the reason where a forced backend cannot run.
 """
 
 from __future__ import annotations
@@ -19,16 +23,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tdnet_ops import backends, checks, registration  # noqa: F401  (registration gives the operators to torch)
+# registration gives the operators to torch.
+from tdnet_ops import backends, registration  # noqa: F401
 
 
-def spatial_pool(x: Tensor, stride: int, mode: str = "max", *, backend: str | None = None) -> Tensor:
+def spatial_pool(
+    x: Tensor, stride: int, mode: str = "max", *, backend: str | None = None
+) -> Tensor:
     """gamma_n of Eq. 3: pools every n x n window, n = stride, ceil mode.
 
     Args:
         x: [B, C, H, W].
         stride: n >= 1, the window's side and step.
-        mode: "max", the maximum of the window (NaN if it holds one), or "subsample", its top-left pixel.
+        mode: "max", the maximum of the window (NaN if it holds one), or "subsample", its top-left
+            pixel.
 
     Returns:
         [B, C, ceil(H/n), ceil(W/n)], differentiable in x.
@@ -101,10 +109,12 @@ def attention_propagate(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """phi(softmax(q k^T * scale) v) + residual in one pass, Eq. 4 and 5; the affinity is never stored.
+    """phi(softmax(q k^T * scale) v) + residual in one pass, Eq. 4 and 5.
 
-    phi is folded into the values where that costs fewer operations (rows of a softmax sum to one). The backward
-    pass recomputes the affinity in chunks.
+    The affinity is never stored.
+
+    phi is folded into the values where that costs fewer operations (rows of a softmax sum to one).
+    The backward pass recomputes the affinity in chunks.
 
     Args:
         q: [B, d_k, H, W].
@@ -132,7 +142,9 @@ def block_sum_reduce(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """The dimension reduction of Sec. 3.1: act(sum_i conv_i(x_i) + bias), the blocks never concatenated.
+    """The dimension reduction of Sec. 3.1: act(sum_i conv_i(x_i) + bias).
+
+    The blocks are never concatenated.
 
     Args:
         blocks: maps [B, C_i, H, W].
@@ -166,10 +178,12 @@ def block_sum_update(
 ) -> tuple[Tensor, Tensor]:
     """Sec. 3.1 in a stream: one block is new, the others' partial results are kept.
 
-    The partials are summed in the order of the list each time, so nothing drifts over a long stream.
+    The partials are summed in the order of the list each time, so nothing drifts over a long
+    stream.
 
     Args:
-        partials: maps [B, C_out, H', W'], one a block; partials[index] is not read and may be any tensor.
+        partials: maps [B, C_out, H', W'], one a block; partials[index] is not read and may be any
+            tensor.
         index: which block is new.
         x: its input [B, C_i, H, W].
         weight: its weights [C_out, C_i, k, k], k = 1 or 3.
@@ -179,7 +193,8 @@ def block_sum_update(
         activation: "none" or "relu", applied to the sum.
 
     Returns:
-        The new partial (no bias, no activation) and the sum, both [B, C_out, H', W'], differentiable in all tensors.
+        The new partial (no bias, no activation) and the sum, both [B, C_out, H', W'],
+        differentiable in all tensors.
     """
     run = backends.operator("block_sum_update", x, backend)
     tf32 = backends.allow_tf32(x)
@@ -196,7 +211,8 @@ def upsample_argmax(
 ) -> Tensor:
     """Bilinear upsampling, then arg max over the classes; the full-size logits never exist.
 
-    The lowest class wins a tie; NaN is larger than any number (as torch.argmax). Not differentiable.
+    The lowest class wins a tie; NaN is larger than any number (as torch.argmax). Not
+    differentiable.
 
     Args:
         logits: [B, K, H, W].

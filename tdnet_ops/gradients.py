@@ -1,8 +1,8 @@
 """The backward pass of every operator in plain PyTorch, shared by all backends.
 
-Recomputes what it needs from the inputs; `attention_propagate` never holds more of the affinity than one
-chunk of queries. Sums have a fixed order, so gradients are deterministic wherever torch's products are.
-Half precision is widened to float32 first.
+Recomputes what it needs from the inputs; `attention_propagate` never holds more of the affinity
+than one chunk of queries. Sums have a fixed order, so gradients are deterministic wherever torch's
+products are. Half precision is widened to float32 first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ def spatial_pool(grad: Tensor, x: Tensor, stride: int, mode: str) -> Tensor:
 def _spread(grad: Tensor, shape: Sequence[int], stride: int) -> Tensor:
     """Puts each pixel at the top-left corner of its window, zeros elsewhere."""
     rows = torch.slice_scatter(
-        grad.new_zeros(grad.shape[0], grad.shape[1], shape[2], grad.shape[3]), grad, 2, 0, None, stride
+        grad.new_zeros(grad.shape[0], grad.shape[1], shape[2], grad.shape[3]),
+        grad,
+        2,
+        0,
+        None,
+        stride,
     )
     return torch.slice_scatter(grad.new_zeros(shape), rows, 3, 0, None, stride)
 
@@ -120,7 +125,17 @@ def convolution(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight of one stride-1 convolution."""
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], [padding] * 2, [dilation] * 2, False, [0, 0], 1, [True, True, False]
+        grad,
+        x,
+        weight,
+        None,
+        [1, 1],
+        [padding] * 2,
+        [dilation] * 2,
+        False,
+        [0, 0],
+        1,
+        [True, True, False],
     )
     return grad_x, grad_weight
 

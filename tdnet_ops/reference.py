@@ -1,7 +1,7 @@
 """The definition of every operator, in a few lines of plain PyTorch.
 
-Every backend is tested against these functions. They are differentiable by PyTorch itself and favour
-clarity over memory: the affinity is materialised here.
+Every backend is tested against these functions. They are differentiable by PyTorch itself and
+favour clarity over memory: the affinity is materialised here.
 
 Shapes: B batch, C channels, H x W the query map (N = H*W queries), h x w the pooled key map
 (M = h*w keys), d_k query/key channels, d_v value channels, d_out output channels.
@@ -29,7 +29,10 @@ def _add_projection(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    """phi (a bare 1x1 convolution) and the residual sum of Eq. 4 and 5: [B, N, d_v] -> [B, d_out, H, W]."""
+    """phi (a bare 1x1 convolution) and the residual sum of Eq. 4 and 5.
+
+    [B, N, d_v] -> [B, d_out, H, W].
+    """
     if weight is not None:
         tokens = tokens @ weight.transpose(0, 1)
     if bias is not None:
@@ -116,7 +119,7 @@ def block_sum_update(
 
 
 def _sum_partials(partials: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
-    """Sums in the order of the list, whichever partial is new, so that a long stream never drifts."""
+    """Sums in the order of the list, whichever is new, so that a long stream never drifts."""
     total = partials[0]
     for partial in partials[1:]:
         total = total + partial

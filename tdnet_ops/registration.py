@@ -1,11 +1,12 @@
 """Fake kernels, autograd, autocast and the Python backends of every operator.
 
-The schemas stand in csrc/library.cpp, once. For an operator `name` this file holds `_name_fake` (shape, dtype and
-layout of the result), `_name_setup` and `_name_backward` (autograd), and one row in `_OPERATORS`; the row is
-registered for each name space: `tdnet` (compiled, with the reference for other devices) and `tdnet_reference`.
+The schemas stand in csrc/library.cpp, once. For an operator `name` this file holds `_name_fake`
+(shape, dtype and layout of the result), `_name_setup` and `_name_backward` (autograd), and one row
+in `_OPERATORS`; the row is registered for each name space: `tdnet` (compiled, with the reference
+for other devices) and `tdnet_reference`.
 
-Layout rule of every operator that returns a map: channels_last exactly where the channels of its first map are
-adjacent in memory (stride(1) == 1), else contiguous.
+Layout rule of every operator that returns a map: channels_last exactly where the channels of its
+first map are adjacent in memory (stride(1) == 1), else contiguous.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdnet_ops import _library, checks, gradients, reference  # noqa: F401  (_library defines the schemas)
+# _library defines the schemas.
+from tdnet_ops import _library, checks, gradients, reference  # noqa: F401
 
 NAME_SPACES = ("tdnet", "tdnet_reference")
 
@@ -30,7 +32,18 @@ def _empty_map(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_layout(like))
 
 
-# --- spatial_pool ---------------------------------------------------------------------------------------------
+def _wide_or_none(
+    residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    wide = gradients.wide
+    return (
+        None if residual is None else wide(residual),
+        None if weight is None else wide(weight),
+        None if bias is None else wide(bias),
+    )
+
+
+# --- spatial_pool ---------------------------------------------------------------------------------
 
 
 def _spatial_pool_fake(x: Tensor, stride: int, mode: str = "max") -> Tensor:
@@ -54,7 +67,7 @@ def _spatial_pool_backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return gradients.spatial_pool(grad, x, ctx.stride, ctx.mode), None, None
 
 
-# --- pooled_affinity ------------------------------------------------------------------------------------------
+# --- pooled_affinity ------------------------------------------------------------------------------
 
 
 def _pooled_affinity_fake(
@@ -95,10 +108,15 @@ def _pooled_affinity_setup(
 def _pooled_affinity_backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k = ctx.saved_tensors
     pooled = ops.spatial_pool(k, ctx.stride, ctx.mode)
-    return *gradients.pooled_affinity(grad, q, k, pooled, ctx.stride, ctx.mode, ctx.scale), None, None, None
+    return (
+        *gradients.pooled_affinity(grad, q, k, pooled, ctx.stride, ctx.mode, ctx.scale),
+        None,
+        None,
+        None,
+    )
 
 
-# --- softmax_propagate ----------------------------------------------------------------------------------------
+# --- softmax_propagate ----------------------------------------------------------------------------
 
 
 def _softmax_propagate_fake(
@@ -127,8 +145,9 @@ def _softmax_propagate_reference(
     allow_tf32: bool = False,
 ) -> Tensor:
     checks.softmax_propagate(affinity, v, size, residual, weight, bias)
-    widened = [None if x is None else gradients.wide(x) for x in (residual, weight, bias)]
-    out = reference.softmax_propagate(gradients.wide(affinity), gradients.wide(v), size, *widened)
+    out = reference.softmax_propagate(
+        gradients.wide(affinity), gradients.wide(v), size, *_wide_or_none(residual, weight, bias)
+    )
     layout = _layout(v if residual is None else residual)
     return out.to(v.dtype).contiguous(memory_format=layout)
 
@@ -148,7 +167,7 @@ def _softmax_propagate_backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, 
     return grad_affinity, grad_v, None, grad_residual, grad_weight, gradients.bias(grad, bias)
 
 
-# --- attention_propagate --------------------------------------------------------------------------------------
+# --- attention_propagate --------------------------------------------------------------------------
 
 
 def _attention_propagate_fake(
@@ -179,8 +198,10 @@ def _attention_propagate_reference(
     allow_tf32: bool = False,
 ) -> Tensor:
     checks.attention_propagate(q, k, v, residual, weight, bias)
-    widened = [None if x is None else gradients.wide(x) for x in (q, k, v, residual, weight, bias)]
-    out = reference.attention_propagate(*widened, scale)  # type: ignore[arg-type]
+    projection = _wide_or_none(residual, weight, bias)
+    out = reference.attention_propagate(
+        gradients.wide(q), gradients.wide(k), gradients.wide(v), *projection, scale
+    )
     return out.to(q.dtype).contiguous(memory_format=_layout(q))
 
 
@@ -207,16 +228,16 @@ def _attention_propagate_backward_fake(
     return *(x.new_empty(x.shape) for x in (q, k, v)), grad_weight
 
 
-# --- block_sum_reduce and block_sum_update --------------------------------------------------------------------
+# --- block_sum_reduce and block_sum_update --------------------------------------------------------
 
 
 def _block_sum_reduce_fake(
     blocks: Sequence[Tensor],
     weights: Sequence[Tensor],
-    bias: Tensor | None = None,
-    padding: int = 0,
-    dilation: int = 1,
-    activation: str = "none",
+    bias: Tensor | None,
+    padding: int,
+    dilation: int,
+    activation: str,
     *,
     allow_tf32: bool = False,
 ) -> Tensor:
@@ -227,10 +248,10 @@ def _block_sum_reduce_fake(
 def _block_sum_reduce_reference(
     blocks: Sequence[Tensor],
     weights: Sequence[Tensor],
-    bias: Tensor | None = None,
-    padding: int = 0,
-    dilation: int = 1,
-    activation: str = "none",
+    bias: Tensor | None,
+    padding: int,
+    dilation: int,
+    activation: str,
     *,
     allow_tf32: bool = False,
 ) -> Tensor:
@@ -270,10 +291,10 @@ def _block_sum_update_fake(
     index: int,
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    padding: int = 0,
-    dilation: int = 1,
-    activation: str = "none",
+    bias: Tensor | None,
+    padding: int,
+    dilation: int,
+    activation: str,
     *,
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -287,10 +308,10 @@ def _block_sum_update_reference(
     index: int,
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    padding: int = 0,
-    dilation: int = 1,
-    activation: str = "none",
+    bias: Tensor | None,
+    padding: int,
+    dilation: int,
+    activation: str,
     *,
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -305,14 +326,20 @@ def _block_sum_update_reference(
         dilation,
         activation,
     )
-    # A copy where the sum is the partial itself (one block, no bias): results of an operator never alias.
+    # A copy where the sum is the partial itself (one block, no bias): results never alias.
     total = total.clone() if total is partial else total
     layout = _layout(x)
-    return tuple(out.to(x.dtype).contiguous(memory_format=layout) for out in (partial, total))  # type: ignore[return-value]
+    return (
+        partial.to(x.dtype).contiguous(memory_format=layout),
+        total.to(x.dtype).contiguous(memory_format=layout),
+    )
 
 
 def _block_sum_update_setup(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, Tensor]
+    ctx: Any,
+    inputs: tuple[Any, ...],
+    keyword_only_inputs: dict[str, Any],
+    output: tuple[Tensor, Tensor],
 ) -> None:
     partials, ctx.index, x, weight, bias, ctx.padding, ctx.dilation, ctx.activation = inputs
     ctx.count = len(partials)
@@ -332,24 +359,30 @@ def _block_sum_update_backward(
     return grad_partials, None, grad_x, grad_weight, grad_bias, None, None, None
 
 
-# --- upsample_argmax ------------------------------------------------------------------------------------------
+# --- upsample_argmax ------------------------------------------------------------------------------
 
 
 def _upsample_argmax_fake(
-    logits: Tensor, size: Sequence[int], align_corners: bool = False, dtype: torch.dtype = torch.uint8
+    logits: Tensor,
+    size: Sequence[int],
+    align_corners: bool = False,
+    dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
     checks.upsample_argmax(logits, size, dtype)
     return logits.new_empty([logits.shape[0], size[0], size[1]], dtype=dtype)
 
 
 def _upsample_argmax_reference(
-    logits: Tensor, size: Sequence[int], align_corners: bool = False, dtype: torch.dtype = torch.uint8
+    logits: Tensor,
+    size: Sequence[int],
+    align_corners: bool = False,
+    dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
     checks.upsample_argmax(logits, size, dtype)
     return reference.upsample_argmax(gradients.wide(logits), size, align_corners, dtype)
 
 
-# --- the table ------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -364,13 +397,23 @@ class _Operator:
 
 _OPERATORS = {
     "spatial_pool": _Operator(
-        _spatial_pool_fake, _spatial_pool_reference, _spatial_pool_setup, _spatial_pool_backward, autocast=False
+        _spatial_pool_fake,
+        _spatial_pool_reference,
+        _spatial_pool_setup,
+        _spatial_pool_backward,
+        autocast=False,
     ),
     "pooled_affinity": _Operator(
-        _pooled_affinity_fake, _pooled_affinity_reference, _pooled_affinity_setup, _pooled_affinity_backward
+        _pooled_affinity_fake,
+        _pooled_affinity_reference,
+        _pooled_affinity_setup,
+        _pooled_affinity_backward,
     ),
     "softmax_propagate": _Operator(
-        _softmax_propagate_fake, _softmax_propagate_reference, _softmax_propagate_setup, _softmax_propagate_backward
+        _softmax_propagate_fake,
+        _softmax_propagate_reference,
+        _softmax_propagate_setup,
+        _softmax_propagate_backward,
     ),
     "attention_propagate": _Operator(
         _attention_propagate_fake,
@@ -382,10 +425,16 @@ _OPERATORS = {
         _attention_propagate_backward_fake, gradients.attention_propagate, autocast=False
     ),
     "block_sum_reduce": _Operator(
-        _block_sum_reduce_fake, _block_sum_reduce_reference, _block_sum_reduce_setup, _block_sum_reduce_backward
+        _block_sum_reduce_fake,
+        _block_sum_reduce_reference,
+        _block_sum_reduce_setup,
+        _block_sum_reduce_backward,
     ),
     "block_sum_update": _Operator(
-        _block_sum_update_fake, _block_sum_update_reference, _block_sum_update_setup, _block_sum_update_backward
+        _block_sum_update_fake,
+        _block_sum_update_reference,
+        _block_sum_update_setup,
+        _block_sum_update_backward,
     ),
     "upsample_argmax": _Operator(_upsample_argmax_fake, _upsample_argmax_reference, autocast=False),
 }
@@ -395,14 +444,16 @@ _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "Autocast
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
+        return (
+            value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
+        )
     if isinstance(value, (list, tuple)):
         return type(value)(_cast(item, dtype) for item in value)
     return value
 
 
 def _autocast_kernel(overload: Any, device_type: str) -> Callable[..., Any]:
-    """As torch's own matrix products: float inputs are cast to the autocast dtype, float64 is left alone."""
+    """As torch's own matrix products: casts to the autocast dtype, and leaves float64 alone."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST_KEYS[device_type]))
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
@@ -413,7 +464,9 @@ def _autocast_kernel(overload: Any, device_type: str) -> Callable[..., Any]:
     return kernel
 
 
-def _register(name: str, operator: _Operator, name_space: str, library: torch.library.Library) -> None:
+def _register(
+    name: str, operator: _Operator, name_space: str, library: torch.library.Library
+) -> None:
     library.impl(name, operator.reference, "CompositeExplicitAutograd")
     qualified = f"{name_space}::{name}"
     torch.library.register_fake(qualified, operator.fake, lib=library)
@@ -435,7 +488,7 @@ def _register_all() -> list[torch.library.Library]:
     """Returns the libraries: what they register lives as long as they do."""
     libraries = []
     for name_space in NAME_SPACES:
-        library = torch.library.Library(name_space, "FRAGMENT")  # noqa: TOR901
+        library = torch.library.Library(name_space, "FRAGMENT")
         for name, operator in _OPERATORS.items():
             if name_space != "tdnet":
                 schema = str(getattr(torch.ops.tdnet, name).default._schema)

@@ -18,6 +18,8 @@ class FrameSegmenter(Protocol):
 
     def step(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
 
+    def prepare(self) -> None: ...
+
 
 def segment_frames(
     source: FrameSource,
@@ -31,9 +33,10 @@ def segment_frames(
 
     Args:
         source: the frames.
-        segmenter: `.step` maps uint8 [H, W, 3] to labels uint8 [H, W].
+        segmenter: `.step` maps uint8 [H, W, 3] to labels uint8 [H, W]; `.prepare`, called after
+            each written frame, does the part of the next frame that needs no new image.
         writer: entered by the caller, so that it finishes the result however this loop ends.
-        latencies: gets the seconds of `.step` for each frame.
+        latencies: gets the seconds of `.step` for each frame, from image to labels.
         stop_requested: asked before each frame.
         on_frame: called after each written frame.
     """
@@ -47,6 +50,7 @@ def segment_frames(
         latencies.append(time.perf_counter() - begin)
         writer.write(frame, labels)
         on_frame()
+        segmenter.prepare()
 
 
 class InterruptFlag:

@@ -40,6 +40,9 @@ SLOW_RUN = textwrap.dedent(
             self.frames += 1
             return np.zeros(frame.shape[:2], np.uint8)
 
+        def prepare(self):
+            pass
+
     source = open_source(sys.argv[1], Fraction(10))
     sys.exit(run(source, open_writer(sys.argv[2], source, 0.5), Slow, "cpu"))
     """

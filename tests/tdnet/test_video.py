@@ -95,6 +95,9 @@ class Segmenter:
         self.frames += 1
         return np.zeros(frame.shape[:2], np.uint8)
 
+    def prepare(self):
+        pass
+
 
 def convert(source, output, segmenter=None, alpha=0.0, stop=lambda: False):
     source = open_source(str(source), Fraction(10))
@@ -409,6 +412,9 @@ def test_a_full_disk_is_an_error_and_keeps_the_frames_on_it(tmp_path, suffix):
         class Segmenter:
             def step(self, frame):
                 return np.zeros(frame.shape[:2], np.uint8)
+
+            def prepare(self):
+                pass
 
         random = np.random.default_rng(0)
         images = (random.integers(0, 255, (64, 128, 3), dtype=np.uint8) for _ in range(80))
