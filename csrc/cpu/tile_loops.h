@@ -9,6 +9,7 @@
 // No intrinsics: GCC's vector extensions serve every width.
 
 typedef float Vector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS)));
+typedef float LooseVector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS), aligned(4)));
 typedef int IntVector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS)));
 
 constexpr int kWidth = TDNET_VECTOR_FLOATS;
@@ -99,8 +100,44 @@ void softmax_panel(float* logits, int64_t keys, float* inverse_sum) {
   for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector*>(inverse_sum)[v] = 1.0f / sum[v];
 }
 
-// Scales, biases and stores a block (see Epilogue). With adjacent tokens a row is stored at once;
-// with adjacent channels a token is.
+// Stores a finished block whose tokens are adjacent in memory, a row at a time.
+static inline void store_rows(const float* block, const Epilogue& to, float floor) {
+  for (int64_t r = 0; r < to.rows; ++r) {
+    const float* row = block + r * kLanes;
+    const float* residual = to.residual ? to.residual + r * to.residual_channel : nullptr;
+    float* out = to.out + r * to.out_channel;
+    int64_t i = 0;
+    for (; i + kWidth <= to.lanes; i += kWidth) {
+      Vector value = *reinterpret_cast<const Vector*>(row + i);
+      if (residual) value += *reinterpret_cast<const LooseVector*>(residual + i);
+      *reinterpret_cast<LooseVector*>(out + i) = value < floor ? Vector{} + floor : value;
+    }
+    for (; i < to.lanes; ++i) {
+      const float value = row[i] + (residual ? residual[i] : 0.0f);
+      out[i] = value < floor ? floor : value;
+    }
+  }
+}
+
+// Stores a finished block of any strides, a token at a time.
+template <bool kWhole>
+static inline void store_tokens(const float* block, const Epilogue& to, float floor) {
+  const int64_t rows = kWhole ? kRows : to.rows;
+  const int64_t channel = kWhole ? 1 : to.out_channel;
+  const int64_t residual_channel = kWhole ? 1 : to.residual_channel;
+  for (int64_t i = 0; i < to.lanes; ++i) {
+    const float* residual = to.residual ? to.residual + i * to.residual_token : nullptr;
+    float* out = to.out + i * to.out_token;
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r) {
+      const float value =
+          block[r * kLanes + i] + (residual ? residual[r * residual_channel] : 0.0f);
+      out[r * channel] = value < floor ? floor : value;
+    }
+  }
+}
+
+// Scales, biases and stores a block (see Epilogue).
 void finish_block(float* block, const Epilogue& to) {
   Vector* rows = reinterpret_cast<Vector*>(block);
   for (int v = 0; v < kVectors; ++v) {
@@ -111,24 +148,14 @@ void finish_block(float* block, const Epilogue& to) {
     }
   }
   const float floor = to.relu ? 0.0f : -__builtin_inff();
-  if (to.out_channel == 1) {
-    for (int64_t i = 0; i < to.lanes; ++i) {
-      float* out = to.out + i * to.out_token;
-      for (int64_t r = 0; r < to.rows; ++r) {
-        float value = block[r * kLanes + i];
-        if (to.residual) value += to.residual[i * to.residual_token + r * to.residual_channel];
-        out[r] = value < floor ? floor : value;
-      }
-    }
-    return;
-  }
-  for (int64_t r = 0; r < to.rows; ++r) {
-    float* out = to.out + r * to.out_channel;
-    for (int64_t i = 0; i < to.lanes; ++i) {
-      float value = block[r * kLanes + i];
-      if (to.residual) value += to.residual[i * to.residual_token + r * to.residual_channel];
-      out[i * to.out_token] = value < floor ? floor : value;
-    }
+  const bool adjacent_channels =
+      to.out_channel == 1 && (!to.residual || to.residual_channel == 1) && to.rows == kRows;
+  if (to.out_token == 1 && (!to.residual || to.residual_token == 1)) {
+    store_rows(block, to, floor);
+  } else if (adjacent_channels) {
+    store_tokens<true>(block, to, floor);
+  } else {
+    store_tokens<false>(block, to, floor);
   }
 }
 
