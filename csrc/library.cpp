@@ -22,8 +22,8 @@ STABLE_TORCH_LIBRARY(tdnet, m) {
   m.def(
       "attention_propagate_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? weight, "
       "float? scale) -> (Tensor, Tensor, Tensor, Tensor)");
-  // No defaults where a list of tensors is differentiated: torch drops trailing arguments that equal
-  // their default and then expects as many fewer gradients.
+  // No defaults where a list of tensors is differentiated: torch drops trailing arguments that
+  // equal their default and then expects as many fewer gradients.
   m.def(
       "block_sum_reduce(Tensor[] blocks, Tensor[] weights, Tensor? bias, int padding, "
       "int dilation, str activation, *, bool allow_tf32=False) -> Tensor");

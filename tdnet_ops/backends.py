@@ -9,9 +9,10 @@ pass, whichever thread runs it.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import platform
+import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,7 +23,19 @@ NAMES = ("cpu", "cuda", "reference")
 _NAME_SPACES = {"cpu": "tdnet", "cuda": "tdnet", "reference": "tdnet_reference"}
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
 
-_forced: ContextVar[str | None] = ContextVar("tdnet_ops_backend", default=None)
+
+class _Forced(threading.local):
+    """The forced backend of each thread.
+
+    torch.compile cannot trace a ContextVar, but guards on an instance attribute of a threading.local, so a
+    compiled function is never stale. It must be set here: an attribute of the class would not be guarded.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+
+_forced = _Forced()
 
 
 def _check_name(name: str) -> None:
@@ -35,18 +48,19 @@ def backend(name: str) -> Iterator[None]:
     """Forces one backend for every operator called inside the block, and for its backward pass.
 
     Args:
-        name: "cpu", "cuda" or "reference". Holds for the current thread or asynchronous task.
+        name: "cpu", "cuda" or "reference". Holds for the current thread.
 
     Raises:
         ValueError: an unknown name.
         RuntimeError: later, from an operator that the backend cannot run, with the reason.
     """
     _check_name(name)
-    token = _forced.set(name)
+    outer = _forced.name
+    _forced.name = name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.name = outer
 
 
 def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -71,7 +85,7 @@ def choose(operator: str, device: torch.device, dtype: torch.dtype, forced: str 
         ValueError: `forced` is not a backend.
         RuntimeError: the forced backend cannot run here, with the reason.
     """
-    forced = _forced.get() if forced is None else forced
+    forced = _forced.name if forced is None else forced
     if forced is not None:
         _check_name(forced)
         reason = refusal(forced, device, dtype)
@@ -108,10 +122,9 @@ def describe(device: torch.device | str) -> str:
 
 def _triton_version() -> str | None:
     try:
-        import triton  # type: ignore[import-untyped]
-    except ImportError:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
         return None
-    return str(triton.__version__)
 
 
 def build_info() -> dict[str, Any]:

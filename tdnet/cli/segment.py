@@ -19,7 +19,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from tdnet_ops.backends import describe
 
 from tdnet.checkpoints import load_checkpoint
 from tdnet.data.synthetic import FRAME_RATE, street_clip
@@ -36,6 +35,7 @@ from tdnet.video import (
     open_writer,
     segment_frames,
 )
+from tdnet_ops.backends import describe
 
 DEMO_OUTPUT = "tdnet_demo.mp4"
 DEMO_FRAMES = 24

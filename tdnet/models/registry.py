@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from typing import Any, cast
+
 import torch
 
 from tdnet.models.config import ModelConfig
@@ -71,5 +73,6 @@ def build_model(
         model = PSPNet(config, _PSPNET_DEPTHS[name])
     else:
         raise ValueError(f"name is {name!r}, expected one of {', '.join(model_names())}")
-    # A TDNet or PSPNet still; the type hints of "to" miss this argument.
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # The type hints of "to" miss this argument in some versions of torch.
+    cast(Any, model).to(memory_format=torch.channels_last)
+    return model
