@@ -27,8 +27,9 @@ _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
 class _Forced(threading.local):
     """The forced backend of each thread.
 
-    torch.compile cannot trace a ContextVar, but guards on an instance attribute of a threading.local, so a
-    compiled function is never stale. It must be set here: an attribute of the class would not be guarded.
+    torch.compile cannot trace a ContextVar, but guards on an instance attribute of a
+    threading.local, so a compiled function is never stale. It must be set here: an attribute of
+    the class would not be guarded.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,6 @@
 """All models by name."""
 
 from dataclasses import dataclass, replace
-
 from typing import Any, cast
 
 import torch
