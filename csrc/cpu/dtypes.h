@@ -6,7 +6,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -42,15 +47,28 @@ std::array<Tensor, kResults> call_operator(const char* name, const Arguments&...
   return results;
 }
 
+// A large fresh result costs a page fault every 4 KiB, a tenth of attention_propagate's time; huge
+// pages cost 512 times fewer. Only advice: without them nothing changes.
+inline const Tensor& with_huge_pages(const Tensor& x) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(x.mutable_data_ptr());
+  const uintptr_t begin = (first + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (first + x.numel() * sizeof(float)) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return x;
+}
+
 // channels_last exactly where the channels of `like` are adjacent: the layout rule of every
 // operator.
 inline Tensor empty_map_like(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
-                             int64_t width, ScalarType dtype = ScalarType::Float) {
+                             int64_t width) {
   using torch::headeronly::MemoryFormat;
   const std::array<int64_t, 4> size{batch, channels, height, width};
-  return torch::stable::empty(
-      size, dtype, std::nullopt, like.device(), std::nullopt,
-      like.stride(1) == 1 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return with_huge_pages(torch::stable::empty(
+      size, ScalarType::Float, std::nullopt, like.device(), std::nullopt,
+      like.stride(1) == 1 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
 }
 
 }  // namespace tdnet::cpu

@@ -28,6 +28,11 @@ std::vector<Source> sources(int64_t input, int64_t output, bool align_corners) {
                           ? (output > 1 ? static_cast<float>(input - 1) / (output - 1) : 0.0f)
                           : static_cast<float>(input) / output;
   std::vector<Source> list(output);
+  if (input == output) {
+    // As torch, no neighbour of weight zero is read: an infinity or a NaN there would spread.
+    for (int64_t i = 0; i < output; ++i) list[i] = {i, i, 0.0f};
+    return list;
+  }
   for (int64_t i = 0; i < output; ++i) {
     const float position = align_corners ? scale * i : std::max(0.0f, scale * (i + 0.5f) - 0.5f);
     const int64_t low = std::min(static_cast<int64_t>(position), input - 1);
