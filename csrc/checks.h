@@ -33,6 +33,7 @@ inline std::string shape_text(const Tensor& x) {
 }
 
 inline void check_tensor(const std::string& name, const Tensor& x, int64_t rank) {
+  check(x.defined(), name, ": expected a tensor, got None");
   const ScalarType dtype = x.scalar_type();
   check(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
             dtype == ScalarType::BFloat16,
@@ -68,6 +69,13 @@ inline void check_size(const std::string& name, const Tensor& x, int64_t dim, in
 
 inline void check_positive(const std::string& name, int64_t value) {
   check(value >= 1, name, ": expected at least 1, got ", value);
+}
+
+// Strides, paddings and dilations, in pixels; torch's own operators take no more. Sums and products
+// with the size of a map stay far from overflowing.
+inline void check_most_pixels(const std::string& name, int64_t value) {
+  constexpr int64_t kMost = 2147483647;
+  check(value <= kMost, name, ": expected at most ", kMost, ", got ", value);
 }
 
 inline void check_mode(const std::string& mode) {
@@ -134,7 +142,9 @@ inline void check_convolution(const std::string& x_name, const Tensor& x,
   check(weight.size(0) > 0, weight_name, ": expected at least one output channel, got shape ",
         shape_text(weight));
   check_positive("dilation", dilation);
+  check_most_pixels("dilation", dilation);
   check(padding >= 0, "padding: expected at least 0, got ", padding);
+  check_most_pixels("padding", padding);
   const int64_t shrink = dilation * (kernel - 1) - 2 * padding;
   check(x.size(2) > shrink && x.size(3) > shrink, x_name, ": shape ", shape_text(x),
         " with padding ", padding, " is smaller than the kernel of ", weight_name,

@@ -97,10 +97,10 @@ def choose(operator: str, device: torch.device, dtype: torch.dtype, forced: str 
     return next(name for name in candidates if refusal(name, device, dtype) is None)
 
 
-def operator(name: str, like: object, forced: str | None) -> Any:
-    """The custom operator of the backend that runs tensors such as `like`."""
+def operator(name: str, argument: str, like: object, forced: str | None) -> Any:
+    """The custom operator of the backend that runs tensors such as `like`, passed as `argument`."""
     if not isinstance(like, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor as first argument, got {type(like).__name__}")
+        raise TypeError(f"{argument}: expected a tensor, got {type(like).__name__}")
     chosen = choose(name, like.device, like.dtype, forced)
     return getattr(getattr(torch.ops, _NAME_SPACES[chosen]), name)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 MODES = ("max", "subsample")
 ACTIVATIONS = ("none", "relu")
+# Of a stride, a padding or a dilation, in pixels; torch's own operators take no more.
+MOST_PIXELS = 2**31 - 1
 LABEL_DTYPES = (torch.uint8, torch.int64)
 
 
@@ -30,6 +32,14 @@ def tensor(name: str, x: object, rank: int) -> Tensor:
     if x.dim() != rank:
         raise ValueError(f"{name}: expected {rank} dimensions, got shape {_shape(x)}")
     return x
+
+
+def tensor_list(name: str, x: object) -> None:
+    if not isinstance(x, (list, tuple)):
+        raise TypeError(f"{name}: expected a list of tensors, got {type(x).__name__}")
+    for i, item in enumerate(x):
+        if not isinstance(item, Tensor):
+            raise TypeError(f"{name}[{i}]: expected a tensor, got {type(item).__name__}")
 
 
 def feature_map(name: str, x: object) -> Tensor:
@@ -62,6 +72,11 @@ def positive(name: str, value: int) -> None:
         raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
+def at_most_pixels(name: str, value: int) -> None:
+    if value > MOST_PIXELS:
+        raise ValueError(f"{name}: expected at most {MOST_PIXELS}, got {value}")
+
+
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {list(allowed)}, got {value!r}")
@@ -83,6 +98,7 @@ def spatial_pool(x: Tensor, stride: int, mode: str) -> None:
     feature_map("x", x)
     has_pixels("x", x)
     positive("stride", stride)
+    at_most_pixels("stride", stride)
     choice("mode", mode, MODES)
 
 
@@ -94,6 +110,7 @@ def pooled_affinity(q: Tensor, k: Tensor, stride: int, mode: str) -> None:
     extent("k", k, 1, q.shape[1], "channels of q")
     has_pixels("k", k)
     positive("stride", stride)
+    at_most_pixels("stride", stride)
     choice("mode", mode, MODES)
 
 
@@ -144,7 +161,11 @@ def softmax_propagate(
     extent("v", v, 0, affinity.shape[0], "batch of affinity")
     extent("affinity", affinity, 2, v.shape[2] * v.shape[3], "keys: pixels of v")
     output_size(size)
-    extent("affinity", affinity, 1, size[0] * size[1], "queries: height x width of size")
+    if size[0] * size[1] != affinity.shape[1]:
+        raise ValueError(
+            f"size: expected height x width = {affinity.shape[1]}, the queries of affinity, "
+            f"got {tuple(size)}"
+        )
     _projection("affinity", affinity, v.shape[1], size, residual, weight, bias)
 
 
@@ -179,8 +200,10 @@ def _convolution(
             f"{weight_name}: expected at least one output channel, got shape {_shape(weight)}"
         )
     positive("dilation", dilation)
+    at_most_pixels("dilation", dilation)
     if padding < 0:
         raise ValueError(f"padding: expected at least 0, got {padding}")
+    at_most_pixels("padding", padding)
     for extent_name, pixels in (("height", x.shape[2]), ("width", x.shape[3])):
         if pixels + 2 * padding - dilation * (weight.shape[2] - 1) < 1:
             raise ValueError(

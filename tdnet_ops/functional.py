@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 # registration gives the operators to torch.
-from tdnet_ops import backends, registration  # noqa: F401
+from tdnet_ops import backends, checks, registration  # noqa: F401
 
 
 def spatial_pool(
@@ -41,7 +41,7 @@ def spatial_pool(
     Returns:
         [B, C, ceil(H/n), ceil(W/n)], differentiable in x.
     """
-    return backends.operator("spatial_pool", x, backend)(x, stride, mode)
+    return backends.operator("spatial_pool", "x", x, backend)(x, stride, mode)
 
 
 def pooled_affinity(
@@ -65,7 +65,7 @@ def pooled_affinity(
     Returns:
         [B, N, M] with M = ceil(H_k/n) * ceil(W_k/n), contiguous, differentiable in q and k.
     """
-    run = backends.operator("pooled_affinity", q, backend)
+    run = backends.operator("pooled_affinity", "q", q, backend)
     return run(q, k, stride, mode, scale, allow_tf32=backends.allow_tf32(q))
 
 
@@ -94,7 +94,7 @@ def softmax_propagate(
     Returns:
         [B, d_out, H, W] in the layout of residual, else of v; differentiable in all tensors.
     """
-    run = backends.operator("softmax_propagate", affinity, backend)
+    run = backends.operator("softmax_propagate", "affinity", affinity, backend)
     return run(affinity, v, size, residual, weight, bias, allow_tf32=backends.allow_tf32(affinity))
 
 
@@ -128,7 +128,7 @@ def attention_propagate(
     Returns:
         [B, d_out, H, W] in the layout of q, differentiable in all tensors.
     """
-    run = backends.operator("attention_propagate", q, backend)
+    run = backends.operator("attention_propagate", "q", q, backend)
     return run(q, k, v, residual, weight, bias, scale, allow_tf32=backends.allow_tf32(q))
 
 
@@ -157,9 +157,11 @@ def block_sum_reduce(
     Returns:
         [B, C_out, H', W'] with H' = H + 2*padding - dilation*(k-1), differentiable in all tensors.
     """
+    checks.tensor_list("blocks", blocks)
+    checks.tensor_list("weights", weights)
     if len(blocks) == 0:
         raise ValueError("blocks: expected at least one block, got an empty list")
-    run = backends.operator("block_sum_reduce", blocks[0], backend)
+    run = backends.operator("block_sum_reduce", "blocks[0]", blocks[0], backend)
     tf32 = backends.allow_tf32(blocks[0])
     return run(blocks, weights, bias, padding, dilation, activation, allow_tf32=tf32)
 
@@ -196,8 +198,12 @@ def block_sum_update(
         The new partial (no bias, no activation) and the sum, both [B, C_out, H', W'],
         differentiable in all tensors.
     """
-    run = backends.operator("block_sum_update", x, backend)
+    run = backends.operator("block_sum_update", "x", x, backend)
     tf32 = backends.allow_tf32(x)
+    checks.tensor_list("partials", partials)
+    # The dispatcher looks at every tensor: one of another device in the place that is not read
+    # would mislead it.
+    partials = [x if i == index else partial for i, partial in enumerate(partials)]
     return run(partials, index, x, weight, bias, padding, dilation, activation, allow_tf32=tf32)
 
 
@@ -223,4 +229,6 @@ def upsample_argmax(
     Returns:
         [B, H', W'] labels.
     """
-    return backends.operator("upsample_argmax", logits, backend)(logits, size, align_corners, dtype)
+    return backends.operator("upsample_argmax", "logits", logits, backend)(
+        logits, size, align_corners, dtype
+    )

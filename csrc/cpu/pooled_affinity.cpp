@@ -66,6 +66,7 @@ Tensor pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride, const s
   check_size("k", k, 1, q.size(1), "channels of q");
   check_has_pixels("k", k);
   check_positive("stride", stride);
+  check_most_pixels("stride", stride);
   check_mode(mode);
   if (is_double(q)) {
     return call_operator("tdnet_reference::pooled_affinity", q, k, stride, mode, scale,

@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
+#include <algorithm>
 #include <limits>
 
 #include "../checks.h"
@@ -11,44 +11,105 @@
 #include "pooling.h"
 #include "tile.h"
 
+#define TDNET_LOOPS "spatial_pool_loops.h"
+#include "for_each_instruction_set.h"
+
 namespace tdnet::cpu {
 namespace {
 
-// The maximum of a window, NaN if it holds one (as torch).
-float window_maximum(const float* corner, int64_t rows, int64_t columns, int64_t row_stride,
-                     int64_t column_stride) {
-  float maximum = -std::numeric_limits<float>::infinity();
-  for (int64_t y = 0; y < rows; ++y) {
-    for (int64_t x = 0; x < columns; ++x) {
-      const float value = corner[y * row_stride + x * column_stride];
-      if (value > maximum || std::isnan(value)) maximum = value;
+// A map and its pooled form, in strides that the loops below share.
+struct Pooling {
+  const float* in;
+  float* out;
+  int64_t in_batch, in_channel, in_row, in_column;
+  int64_t out_batch, out_channel, out_row, out_column;
+  int64_t channels, height, width, out_height, out_width;
+  int64_t stride, side;  // side of the window: the stride, or 1 to subsample
+};
+
+// One output row where the channels are adjacent in memory: all channels of a pixel at once.
+void pool_pixels(const Pooling& p, int64_t b, int64_t out_y) {
+  const auto raise_maximum = TDNET_DISPATCH(raise_maximum);
+  const int64_t top = out_y * p.stride, bottom = std::min(top + p.side, p.height);
+  for (int64_t out_x = 0; out_x < p.out_width; ++out_x) {
+    const int64_t left = out_x * p.stride, right = std::min(left + p.side, p.width);
+    const float* corner = p.in + b * p.in_batch + top * p.in_row + left * p.in_column;
+    float* to = p.out + b * p.out_batch + out_y * p.out_row + out_x * p.out_column;
+    std::copy_n(corner, p.channels, to);
+    for (int64_t y = top; y < bottom; ++y) {
+      for (int64_t x = left; x < right; ++x) {
+        raise_maximum(corner + (y - top) * p.in_row + (x - left) * p.in_column, p.channels, to);
+      }
     }
   }
-  return maximum;
+}
+
+// One output row of one channel: the window's rows first, into `maxima` [width], then its columns.
+void pool_row(const Pooling& p, int64_t b, int64_t c, int64_t out_y, float* maxima) {
+  const auto raise_maximum = TDNET_DISPATCH(raise_maximum);
+  const int64_t top = out_y * p.stride, bottom = std::min(top + p.side, p.height);
+  const float* row = p.in + b * p.in_batch + c * p.in_channel + top * p.in_row;
+  float* to = p.out + b * p.out_batch + c * p.out_channel + out_y * p.out_row;
+  if (p.side == 1) {
+    for (int64_t out_x = 0; out_x < p.out_width; ++out_x) {
+      to[out_x * p.out_column] = row[out_x * p.stride * p.in_column];
+    }
+    return;
+  }
+  std::fill_n(maxima, p.width, -std::numeric_limits<float>::infinity());
+  for (int64_t y = top; y < bottom; ++y, row += p.in_row) {
+    if (p.in_column == 1) {
+      raise_maximum(row, p.width, maxima);
+    } else {
+      for (int64_t x = 0; x < p.width; ++x) raise_maximum(row + x * p.in_column, 1, maxima + x);
+    }
+  }
+  for (int64_t out_x = 0; out_x < p.out_width; ++out_x) {
+    const int64_t left = out_x * p.stride, right = std::min(left + p.side, p.width);
+    float maximum = maxima[left];
+    for (int64_t x = left + 1; x < right; ++x) {
+      const bool raise = (maxima[x] > maximum) | (maxima[x] != maxima[x]);
+      maximum = raise ? maxima[x] : maximum;
+    }
+    to[out_x * p.out_column] = maximum;
+  }
 }
 
 }  // namespace
 
 Tensor pool(const Tensor& layout, const Tensor& x, int64_t stride, const std::string& mode) {
-  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
+  const int64_t height = x.size(2), width = x.size(3);
   const int64_t out_height = divide_up(height, stride), out_width = divide_up(width, stride);
-  Tensor out = empty_map_like(layout, x.size(0), channels, out_height, out_width);
-  const float* data = x.const_data_ptr<float>();
-  float* out_data = out.mutable_data_ptr<float>();
-  const int64_t window = mode == "max" ? stride : 1;
-  torch::stable::parallel_for(0, x.size(0) * out_height, 1, [&](int64_t begin, int64_t end) {
+  const Tensor out = empty_map_like(layout, x.size(0), x.size(1), out_height, out_width);
+  const Pooling p{.in = x.const_data_ptr<float>(),
+                  .out = out.mutable_data_ptr<float>(),
+                  .in_batch = x.stride(0),
+                  .in_channel = x.stride(1),
+                  .in_row = x.stride(2),
+                  .in_column = x.stride(3),
+                  .out_batch = out.stride(0),
+                  .out_channel = out.stride(1),
+                  .out_row = out.stride(2),
+                  .out_column = out.stride(3),
+                  .channels = x.size(1),
+                  .height = height,
+                  .width = width,
+                  .out_height = out_height,
+                  .out_width = out_width,
+                  .stride = stride,
+                  .side = mode == "max" ? stride : 1};
+  const bool adjacent_channels = p.in_channel == 1 && p.out_channel == 1;
+  const int64_t planes = adjacent_channels ? 1 : p.channels;
+  const int64_t rows = x.size(0) * planes * out_height;
+  torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
+    const Buffer maxima(width);
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t b = row / out_height, out_y = row % out_height, y = out_y * stride;
-      const int64_t rows = std::min(window, height - y);
-      for (int64_t out_x = 0; out_x < out_width; ++out_x) {
-        const int64_t column = out_x * stride;
-        const int64_t columns = std::min(window, width - column);
-        const float* corner = data + b * x.stride(0) + y * x.stride(2) + column * x.stride(3);
-        float* to = out_data + b * out.stride(0) + out_y * out.stride(2) + out_x * out.stride(3);
-        for (int64_t c = 0; c < channels; ++c) {
-          to[c * out.stride(1)] =
-              window_maximum(corner + c * x.stride(1), rows, columns, x.stride(2), x.stride(3));
-        }
+      const int64_t b = row / out_height / planes, c = row / out_height % planes;
+      const int64_t out_y = row % out_height;
+      if (adjacent_channels) {
+        pool_pixels(p, b, out_y);
+      } else {
+        pool_row(p, b, c, out_y, maxima.get());
       }
     }
   });
@@ -61,6 +122,7 @@ Tensor spatial_pool(const Tensor& x, int64_t stride, const std::string& mode) {
   check_feature_map("x", x);
   check_has_pixels("x", x);
   check_positive("stride", stride);
+  check_most_pixels("stride", stride);
   check_mode(mode);
   if (is_double(x)) return call_operator("tdnet_reference::spatial_pool", x, stride, mode)[0];
   return from_float(pool(x, to_float(x), stride, mode), x.scalar_type());
