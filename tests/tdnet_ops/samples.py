@@ -1,0 +1,557 @@
+"""One list of sample inputs for every operator, and what "right" means for each.
+
+The list drives the tests of correctness, gradients, registration, compilation and the sanitizer.
+Run as a program, it checks every sample once, without pytest: `python samples.py`.
+
+"Right" is `tdnet_ops.reference` in float64 on the same numbers. The tolerance is tied to the dtype:
+twice the error of the reference in the dtype that the operator computes in (float32 for half
+precision), a few units in the last place, and, for half precision, one rounding of the result.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tdnet_ops
+from tdnet_ops import reference
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+NAMES = (
+    "spatial_pool",
+    "pooled_affinity",
+    "softmax_propagate",
+    "attention_propagate",
+    "block_sum_reduce",
+    "block_sum_update",
+    "upsample_argmax",
+)
+Calls = dict[str, Callable[..., Any]]
+
+
+# --- layouts --------------------------------------------------------------------------------------
+
+
+def _apart(x: Tensor, layout: str) -> Tensor:
+    """A view with the numbers of `x`, surrounded by NaN so that a read beside it shows."""
+    batch, channels, height, width = x.shape
+    nan = float("nan")
+    if layout == "channel_slice":
+        return x.new_full((batch, channels + 3, height, width), nan)[:, 1:-2].copy_(x)
+    if layout == "channels_last_channel_slice":
+        whole = x.new_full((batch, height, width, channels + 3), nan)
+        return whole.permute(0, 3, 1, 2)[:, 2:-1].copy_(x)
+    if layout == "space_slice":
+        return x.new_full((batch, channels, height + 3, width + 2), nan)[:, :, 1:-2, 1:-1].copy_(x)
+    if layout == "every_other":
+        return x.new_full((batch, channels, 2 * height, 2 * width), nan)[:, :, ::2, 1::2].copy_(x)
+    raise ValueError(layout)
+
+
+def place(x: Tensor, layout: str) -> Tensor:
+    """A map [B, C, H, W] laid out in memory as named; "expanded" ones repeat numbers."""
+    if layout == "contiguous":
+        return x.contiguous()
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if layout == "batch_innermost":
+        return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    if layout == "expanded_channels":
+        return x[:, :1].expand_as(x)
+    if layout == "expanded_space":
+        return x[:, :, :1, :1].expand_as(x)
+    if layout == "expanded_batch":
+        return x[:1].expand_as(x)
+    return _apart(x, layout)
+
+
+LAYOUTS = (
+    "contiguous",
+    "channels_last",
+    "transposed",
+    "batch_innermost",
+    "channel_slice",
+    "channels_last_channel_slice",
+    "space_slice",
+    "every_other",
+    "expanded_channels",
+    "expanded_space",
+    "expanded_batch",
+)
+
+
+def place_other(x: Tensor, layout: str) -> Tensor:
+    """The like for tensors that are no maps (weights, bias, affinity)."""
+    if layout == "contiguous":
+        return x.contiguous()
+    if layout.startswith("expanded"):
+        return x[..., :1].expand_as(x)
+    if layout in ("channels_last", "transposed", "batch_innermost") and x.dim() > 1:
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+    spaced = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"))[..., ::2]
+    return spaced.copy_(x)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call: `arguments()` gives its positional arguments, in the order of the schema."""
+
+    operator: str
+    name: str
+    layout: str
+    dtype: torch.dtype
+    build: Callable[[Numbers], tuple[Any, ...]] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.operator}-{self.name}-{self.layout}-{str(self.dtype).removeprefix('torch.')}"
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.build(Numbers(self))
+
+
+class Numbers:
+    """Makes the tensors of one sample, the same in every process."""
+
+    def __init__(self, sample: Sample) -> None:
+        self._layout, self._dtype = sample.layout, sample.dtype
+        seed = zlib.crc32(f"{sample.operator} {sample.name}".encode())
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _normal(self, shape: Sequence[int], scale: float) -> Tensor:
+        numbers = torch.randn(tuple(shape), generator=self._generator, dtype=torch.float64)
+        return (numbers * scale).to(self._dtype)
+
+    def feature_map(self, *shape: int) -> Tensor:
+        return place(self._normal(shape, 1.0), self._layout)
+
+    def other(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return place_other(self._normal(shape, scale), self._layout)
+
+
+def _attention(
+    batch: int,
+    key_channels: int,
+    value_channels: int,
+    out_channels: int | None,
+    size: tuple[int, int],
+    key_size: tuple[int, int],
+    extras: str = "",
+    scale: float | None = None,
+) -> Callable[[Numbers], tuple[Any, ...]]:
+    """`extras`: "r" with a residual, "b" with a bias."""
+
+    def build(numbers: Numbers) -> tuple[Any, ...]:
+        last = value_channels if out_channels is None else out_channels
+        return (
+            numbers.feature_map(batch, key_channels, *size),
+            numbers.feature_map(batch, key_channels, *key_size),
+            numbers.feature_map(batch, value_channels, *key_size),
+            numbers.feature_map(batch, last, *size) if "r" in extras else None,
+            None
+            if out_channels is None
+            else numbers.other(out_channels, value_channels, scale=value_channels**-0.5),
+            numbers.other(last) if "b" in extras else None,
+            scale,
+        )
+
+    return build
+
+
+_ATTENTION: dict[str, tuple[Any, ...]] = {
+    "middle": (2, 6, 7, 5, (5, 6), (3, 4), "rb"),
+    "ones": (1, 1, 1, None, (1, 1), (1, 1)),
+    "one_key": (2, 64, 129, None, (3, 5), (1, 1), "r"),
+    "one_query": (1, 7, 3, 2, (1, 1), (5, 7), "b"),
+    "no_batch": (0, 8, 5, 6, (4, 3), (2, 2), "rb"),
+    "columns": (1, 2, 3, 4, (47, 1), (1, 49), "rb"),
+    "odd_channels": (2, 33, 151, 151, (9, 7), (5, 3), "rb"),
+    "wide": (1, 64, 129, 65, (7, 19), (9, 15), "rb"),
+    "more_out_channels": (1, 16, 8, 200, (17, 13), (10, 6), "rb"),
+    "fewer_out_channels": (1, 5, 65, 3, (17, 13), (4, 6)),
+    "deep": (3, 5, 4, None, (2, 3), (129, 3), "", 0.3),
+    "many_tiles": (1, 8, 9, None, (25, 20), (3, 3), "b"),
+    "many_keys": (1, 4, 5, None, (10, 10), (53, 53)),
+}
+
+
+def _softmax(*shape: Any) -> Callable[[Numbers], tuple[Any, ...]]:
+    batch, _, _, _, size, key_size, *_ = shape
+
+    def build(numbers: Numbers) -> tuple[Any, ...]:
+        _, _, v, residual, weight, bias, _ = _attention(*shape)(numbers)
+        queries, keys = size[0] * size[1], key_size[0] * key_size[1]
+        affinity = numbers.other(batch, queries, keys, scale=2.0)
+        return affinity, v, list(size), residual, weight, bias
+
+    return build
+
+
+def _affinity(
+    batch: int,
+    channels: int,
+    size: tuple[int, int],
+    key_size: tuple[int, int],
+    stride: int,
+    mode: str,
+    scale: float | None = None,
+) -> Callable[[Numbers], tuple[Any, ...]]:
+    return lambda numbers: (
+        numbers.feature_map(batch, channels, *size),
+        numbers.feature_map(batch, channels, *key_size),
+        stride,
+        mode,
+        scale,
+    )
+
+
+_AFFINITY: dict[str, tuple[Any, ...]] = {
+    "middle": (2, 6, (5, 4), (5, 6), 2, "max"),
+    "subsample": (2, 6, (5, 4), (7, 6), 3, "subsample"),
+    "ones": (1, 1, (1, 1), (1, 1), 1, "max"),
+    "one_key": (2, 64, (3, 5), (4, 3), 5, "max"),
+    "one_query": (1, 33, (1, 1), (13, 7), 1, "max", 0.5),
+    "no_batch": (0, 3, (4, 5), (4, 5), 2, "max"),
+    "wide": (1, 64, (3, 43), (11, 14), 1, "subsample"),
+    "many_keys": (3, 17, (5, 5), (151, 3), 1, "max", -1.5),
+}
+
+
+def _pool(batch: int, channels: int, size: tuple[int, int], stride: int, mode: str) -> Any:
+    return lambda numbers: (numbers.feature_map(batch, channels, *size), stride, mode)
+
+
+_POOL: dict[str, tuple[Any, ...]] = {
+    "middle": (2, 5, (7, 6), 2, "max"),
+    "subsample": (2, 5, (7, 6), 3, "subsample"),
+    "ones": (1, 1, (1, 1), 1, "max"),
+    "stride_one": (2, 3, (4, 5), 1, "max"),
+    "window_over_map": (1, 129, (3, 2), 9, "max"),
+    "subsample_over_map": (1, 3, (3, 2), 9, "subsample"),
+    "no_batch": (0, 4, (5, 5), 2, "max"),
+    "odd_channels": (1, 151, (13, 9), 4, "max"),
+}
+
+
+def _reduce(
+    batch: int,
+    channels: Sequence[int],
+    out_channels: int,
+    size: tuple[int, int],
+    kernel: int,
+    bias: bool,
+    padding: int,
+    dilation: int,
+    activation: str,
+) -> Callable[[Numbers], tuple[Any, ...]]:
+    scale = (sum(channels) * kernel * kernel) ** -0.5
+    return lambda numbers: (
+        [numbers.feature_map(batch, c, *size) for c in channels],
+        [numbers.other(out_channels, c, kernel, kernel, scale=scale) for c in channels],
+        numbers.other(out_channels) if bias else None,
+        padding,
+        dilation,
+        activation,
+    )
+
+
+_BLOCKS: dict[str, tuple[Any, ...]] = {
+    "middle": (2, [4, 5], 3, (5, 6), 3, True, 1, 1, "none"),
+    "relu": (2, [3, 4, 2], 5, (5, 6), 1, True, 0, 1, "relu"),
+    "ones": (1, [1], 1, (1, 1), 1, False, 0, 1, "none"),
+    "one_pixel": (2, [7, 1], 9, (1, 1), 3, True, 1, 1, "none"),
+    "no_batch": (0, [3, 2], 4, (5, 4), 3, True, 1, 1, "relu"),
+    "dilated": (1, [3, 2], 4, (9, 8), 3, True, 2, 2, "relu"),
+    "unpadded": (1, [5], 4, (7, 3), 3, False, 0, 1, "none"),
+    "overpadded": (1, [2, 3], 6, (4, 5), 1, True, 2, 1, "relu"),
+    "padding_over_map": (1, [2], 3, (2, 3), 3, True, 5, 4, "none"),
+    "odd_channels": (1, [129, 151], 65, (9, 11), 3, False, 1, 1, "relu"),
+    "deep": (1, [300], 17, (5, 13), 1, True, 0, 1, "none"),
+}
+
+
+def _update(*shape: Any) -> Callable[[Numbers], tuple[Any, ...]]:
+    batch, channels, out_channels, size, kernel, _, padding, dilation, _ = shape
+    shrink = dilation * (kernel - 1) - 2 * padding
+    index = len(channels) - 1
+
+    def build(numbers: Numbers) -> tuple[Any, ...]:
+        blocks, weights, bias, *options = _reduce(*shape)(numbers)
+        partials = [
+            numbers.feature_map(batch, out_channels, size[0] - shrink, size[1] - shrink)
+            for _ in channels
+        ]
+        # Never read: the operator must not care what stands there.
+        partials[index] = blocks[0].new_full((0,), float("nan"))
+        return partials, index, blocks[index], weights[index], bias, *options
+
+    return build
+
+
+def _labels(
+    batch: int,
+    classes: int,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    align_corners: bool,
+    dtype: torch.dtype = torch.uint8,
+) -> Callable[[Numbers], tuple[Any, ...]]:
+    return lambda numbers: (
+        numbers.feature_map(batch, classes, *size),
+        list(out_size),
+        align_corners,
+        dtype,
+    )
+
+
+_LABELS: dict[str, tuple[Any, ...]] = {
+    "middle": (2, 5, (4, 6), (11, 17), False),
+    "aligned": (2, 19, (5, 3), (33, 47), True),
+    "ones": (1, 1, (1, 1), (1, 1), False),
+    "from_one_pixel": (1, 19, (1, 1), (7, 5), True),
+    "to_one_pixel": (2, 19, (9, 7), (1, 1), False),
+    "to_one_pixel_aligned": (2, 19, (9, 7), (1, 1), True),
+    "smaller": (1, 7, (23, 31), (5, 4), False),
+    "smaller_aligned": (1, 7, (23, 31), (5, 4), True),
+    "same": (1, 3, (6, 5), (6, 5), False),
+    "no_batch": (0, 3, (4, 4), (8, 8), False),
+    "most_bytes": (1, 256, (3, 4), (10, 13), False),
+    "more_than_bytes": (1, 257, (3, 4), (10, 13), True, torch.int64),
+    "wide": (1, 19, (5, 33), (16, 129), False, torch.int64),
+}
+
+_BUILDERS: dict[str, tuple[Callable[..., Any], dict[str, tuple[Any, ...]]]] = {
+    "spatial_pool": (_pool, _POOL),
+    "pooled_affinity": (_affinity, _AFFINITY),
+    "softmax_propagate": (_softmax, _ATTENTION),
+    "attention_propagate": (_attention, _ATTENTION),
+    "block_sum_reduce": (_reduce, _BLOCKS),
+    "block_sum_update": (_update, _BLOCKS),
+    "upsample_argmax": (_labels, _LABELS),
+}
+
+
+def _samples(operator: str) -> Iterator[Sample]:
+    """Every size in both common layouts; the first two sizes in every layout and dtype."""
+    builder, shapes = _BUILDERS[operator]
+    thorough = list(shapes)[:2]
+    for name, shape in shapes.items():
+        layouts = LAYOUTS if name in thorough else ("contiguous", "channels_last")
+        for layout in layouts:
+            for dtype in DTYPES:
+                common = layout in ("contiguous", "channels_last")
+                if (
+                    name in thorough
+                    or dtype == torch.float32
+                    or (common and dtype != torch.float64)
+                ):
+                    yield Sample(operator, name, layout, dtype, builder(*shape))
+
+
+SAMPLES: list[Sample] = [sample for operator in NAMES for sample in _samples(operator)]
+
+
+def select(
+    names: Sequence[str] | None = None,
+    layouts: Sequence[str] = LAYOUTS,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    operators: Sequence[str] = NAMES,
+) -> list[Sample]:
+    """The samples with these properties; names None: all."""
+    return [
+        sample
+        for sample in SAMPLES
+        if (names is None or sample.name in names)
+        and sample.layout in layouts
+        and sample.dtype in dtypes
+        and sample.operator in operators
+    ]
+
+
+# --- trees of arguments ---------------------------------------------------------------------------
+
+
+def convert(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`value` with `function` applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(convert(item, function) for item in value)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in nested lists and tuples, in order."""
+    found: list[Tensor] = []
+    convert(value, found.append)
+    return found
+
+
+def widen(value: Any) -> Any:
+    return convert(value, lambda x: x.double() if x.is_floating_point() else x)
+
+
+# --- what is right --------------------------------------------------------------------------------
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def assert_near(
+    actual: Tensor, exact: Tensor, plain: Tensor, dtype: torch.dtype, what: str, terms: int = 1
+) -> None:
+    """|actual - exact| <= 2 max|plain - exact| + a few units in the last place + one rounding.
+
+    Args:
+        actual: of the dtype under test.
+        exact: in float64.
+        plain: the same numbers by plain PyTorch in the dtype that the operator computes in.
+        terms: of the longest sum behind one number; rounding in another order grows with its root.
+    """
+    assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
+    assert actual.shape == exact.shape, f"{what}: shape {actual.shape}, expected {exact.shape}"
+    if exact.numel() == 0:
+        return
+    largest = max(1.0, exact.abs().max().item())
+    allowed = 2 * (plain.double() - exact).abs().max().item()
+    allowed += (8 + terms**0.5) * torch.finfo(computing_dtype(dtype)).eps * largest
+    bound = torch.full_like(exact, allowed)
+    if dtype in (torch.float16, torch.bfloat16):
+        bound += torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).smallest_normal
+    error = (actual.double() - exact).abs()
+    excess = torch.where(error <= bound, 0.0, torch.where(error.isnan(), torch.inf, error / bound))
+    worst = int(excess.argmax())
+    place = [int(i) for i in torch.unravel_index(torch.tensor(worst), exact.shape)]
+    assert excess.flatten()[worst] == 0, (
+        f"{what}: worst at {place}: got {actual[tuple(place)].item()!r}, expected "
+        f"{exact[tuple(place)].item()!r}, allowed difference {bound[tuple(place)].item():.3g}"
+    )
+
+
+def assert_labels(labels: Tensor, arguments: Sequence[Any], what: str) -> None:
+    """Labels may differ from the arg max only where the best classes lie within rounding."""
+    logits, size, align_corners, dtype = arguments
+    assert labels.dtype == dtype, f"{what}: dtype {labels.dtype}, expected {dtype}"
+    assert list(labels.shape) == [logits.shape[0], *size], f"{what}: shape {labels.shape}"
+    exact = F.interpolate(
+        logits.double(), tuple(size), mode="bilinear", align_corners=align_corners
+    )
+    if labels.numel() == 0:
+        return
+    # Positions are computed in float32: their error grows with the extent of the map.
+    pixels = 8 + max(logits.shape[2:])
+    rounding = 2 * pixels * torch.finfo(computing_dtype(logits.dtype)).eps * exact.abs().max()
+    best = exact.max(1).values
+    chosen = exact.gather(1, labels.long()[:, None])[:, 0]
+    wrong = (best - chosen > rounding).nonzero()
+    assert len(wrong) == 0, f"{what}: not the best class at (batch, y, x) {wrong[:4].tolist()}"
+    if logits.stride(1) == 0:
+        return  # All classes are equal but for rounding.
+    clear = exact.topk(min(2, exact.shape[1]), 1).values
+    decided = (clear[:, 0] - clear[:, -1] > rounding).float().mean()
+    assert exact.shape[1] == 1 or decided > 0.9, f"{what}: the sample decides too little: {decided}"
+
+
+def expected_channels_last(sample: Sample, arguments: Sequence[Any]) -> bool:
+    """The layout rule: as the channels of the operator's first map."""
+    if sample.operator == "softmax_propagate":
+        first = arguments[1] if arguments[3] is None else arguments[3]
+    elif sample.operator == "block_sum_update":
+        first = arguments[2]
+    else:
+        first = tensors(arguments)[0]
+    return bool(first.stride(1) == 1)
+
+
+def longest_sum(sample: Sample, arguments: Sequence[Any]) -> int:
+    if sample.operator == "block_sum_reduce":
+        return sum(weight[0].numel() for weight in arguments[1])
+    if sample.operator == "block_sum_update":
+        return arguments[3][0].numel()
+    if sample.operator in ("softmax_propagate", "attention_propagate"):
+        return max(arguments[1].shape[1], arguments[1].shape[2:].numel())
+    return arguments[0].shape[1]
+
+
+def check(sample: Sample, call: Callable[..., Any]) -> None:
+    """Calls `call` with the sample and compares with the definition.
+
+    Raises:
+        AssertionError: it is wrong; the text names the worst coordinate.
+    """
+    arguments = sample.arguments()
+    before = [x.clone() for x in tensors(arguments)]
+    actual = call(*arguments)
+    for old, x in zip(before, tensors(arguments), strict=True):
+        torch.testing.assert_close(x, old, rtol=0, atol=0, equal_nan=True)
+    if sample.operator == "upsample_argmax":
+        assert_labels(actual, arguments, str(sample))
+        return
+    define = getattr(reference, sample.operator)
+    exact = define(*widen(arguments))
+    computing = computing_dtype(sample.dtype)
+    plain = define(*convert(arguments, lambda x: x.to(computing)))
+    for part, (out, right, low) in enumerate(
+        zip(tensors([actual]), tensors([exact]), tensors([plain]), strict=True)
+    ):
+        what = f"{sample} result {part}"
+        if sample.operator == "spatial_pool":
+            torch.testing.assert_close(out.double(), right, rtol=0, atol=0)
+        assert_near(out, right, low, sample.dtype, what, longest_sum(sample, arguments))
+        if out.dim() == 4 and expected_channels_last(sample, arguments):
+            assert out.is_contiguous(memory_format=torch.channels_last), f"{what}: {out.stride()}"
+        else:
+            assert out.is_contiguous(), f"{what}: {out.stride()}"
+
+
+def public(name: str) -> Callable[..., Any]:
+    return getattr(tdnet_ops, name)
+
+
+def compiled(name: str) -> Callable[..., Any]:
+    return getattr(torch.ops.tdnet, name)
+
+
+def plain_python(name: str) -> Callable[..., Any]:
+    return getattr(torch.ops.tdnet_reference, name)
+
+
+ROUTES = {
+    "tdnet_ops": public,
+    "torch.ops.tdnet": compiled,
+    "torch.ops.tdnet_reference": plain_python,
+}
+
+
+def main() -> int:
+    wanted = os.environ.get("TDNET_CPU_ISA")
+    in_use = tdnet_ops.build_info()["cpu"]["in_use"]
+    if wanted not in (None, in_use):
+        print(f"TDNET_CPU_ISA={wanted} asked, {in_use} in use")
+        return 2
+    failures = 0
+    for sample in SAMPLES:
+        try:
+            check(sample, compiled(sample.operator))
+        except Exception as error:
+            failures += 1
+            print(f"{sample}: {type(error).__name__}: {error}")
+    print(f"{len(SAMPLES)} samples on {in_use}, {failures} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

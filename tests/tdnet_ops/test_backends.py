@@ -1,0 +1,273 @@
+"""Choosing a backend by device, argument or context; in backward passes, threads, compiled code."""
+
+import threading
+
+import pytest
+import samples
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tdnet_ops
+
+DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
+
+
+class Called(TorchDispatchMode):
+    """Records which of our operators run, by name space."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace.startswith("tdnet"):
+            self.names.append(f"{func.namespace}.{func._opname}")
+        return func(*args, **(kwargs or {}))
+
+
+def sample_of(name, dtype=torch.float32):
+    return samples.select(["middle"], ["contiguous"], [dtype], [name])[0]
+
+
+def called(function):
+    with Called() as record:
+        function()
+    return record.names
+
+
+def test_the_device_chooses():
+    q = torch.randn(1, 4, 5, 6)
+    assert called(lambda: tdnet_ops.spatial_pool(q, 2)) == ["tdnet.spatial_pool"]
+    wide = called(lambda: tdnet_ops.spatial_pool(q.double(), 2))
+    assert wide == ["tdnet_reference.spatial_pool"]
+    meta = called(lambda: tdnet_ops.spatial_pool(q.to("meta"), 2))
+    assert meta == ["tdnet_reference.spatial_pool"]
+
+
+@pytest.mark.parametrize("name", samples.NAMES)
+def test_argument_and_context_force(name):
+    arguments = sample_of(name).arguments()
+    function = getattr(tdnet_ops, name)
+
+    def within(context, **named):
+        with tdnet_ops.backend(context):
+            function(*arguments, **named)
+
+    ours, plain = [f"tdnet.{name}"], [f"tdnet_reference.{name}"]
+    assert called(lambda: function(*arguments)) == ours
+    assert called(lambda: function(*arguments, backend="cpu")) == ours
+    assert called(lambda: function(*arguments, backend="reference")) == plain
+    assert called(lambda: within("reference")) == plain
+    assert called(lambda: within("cpu")) == ours
+    # The nearer one wins.
+    assert called(lambda: within("reference", backend="cpu")) == ours
+    assert called(lambda: within("cpu", backend="reference")) == plain
+
+
+def test_contexts_nest_and_end_on_errors():
+    x = torch.randn(1, 1, 2, 2)
+    call = lambda: tdnet_ops.spatial_pool(x, 1)  # noqa: E731
+    with tdnet_ops.backend("reference"):
+        with tdnet_ops.backend("cpu"):
+            assert called(call) == ["tdnet.spatial_pool"]
+        assert called(call) == ["tdnet_reference.spatial_pool"]
+    with pytest.raises(KeyError), tdnet_ops.backend("reference"):
+        raise KeyError
+    assert called(call) == ["tdnet.spatial_pool"]
+
+
+@pytest.mark.parametrize("forced", ["cpu", "reference"])
+def test_forced_backend_holds_in_the_backward_pass(forced):
+    """The backward pass runs after the context has ended; attention's is an operator of its own."""
+    spaces = {"cpu": "tdnet", "reference": "tdnet_reference"}
+    arguments = samples.convert(
+        sample_of("attention_propagate").arguments(), lambda x: x.requires_grad_()
+    )
+    with tdnet_ops.backend(forced):
+        loss = tdnet_ops.attention_propagate(*arguments).sum()
+    # A forced backend of the thread that runs the backward pass must not matter either.
+    other = "reference" if forced == "cpu" else "cpu"
+    with tdnet_ops.backend(other), Called() as record:
+        loss.backward()
+    assert record.names == [f"{spaces[forced]}.attention_propagate_backward"]
+
+
+@pytest.mark.parametrize("forced", ["cpu", "reference"])
+def test_forced_backend_holds_in_the_pooling_of_the_backward_pass(forced):
+    space = {"cpu": "tdnet", "reference": "tdnet_reference"}[forced]
+    q, k = torch.randn(1, 3, 4, 5, requires_grad=True), torch.randn(1, 3, 4, 5, requires_grad=True)
+    loss = tdnet_ops.pooled_affinity(q, k, 2, backend=forced).sum()
+    assert called(loss.backward) == [f"{space}.spatial_pool"]
+
+
+def test_forced_backend_holds_in_a_backward_pass_of_another_thread():
+    q = torch.randn(1, 3, 4, 5, requires_grad=True)
+    with tdnet_ops.backend("reference"):
+        loss = tdnet_ops.attention_propagate(q, q, q).sum()
+    names = []
+    thread = threading.Thread(target=lambda: names.extend(called(loss.backward)))
+    thread.start()
+    thread.join()
+    assert names == ["tdnet_reference.attention_propagate_backward"]
+    assert q.grad is not None
+
+
+def test_one_thread_does_not_force_another():
+    x = torch.randn(1, 1, 2, 2)
+    inside, done = threading.Event(), threading.Event()
+    seen = {}
+
+    def forcing():
+        with tdnet_ops.backend("reference"):
+            inside.set()
+            done.wait()
+            seen["forcing"] = called(lambda: tdnet_ops.spatial_pool(x, 1))
+
+    thread = threading.Thread(target=forcing)
+    thread.start()
+    inside.wait()
+    seen["other"] = called(lambda: tdnet_ops.spatial_pool(x, 1))
+    done.set()
+    thread.join()
+    assert seen == {"forcing": ["tdnet_reference.spatial_pool"], "other": ["tdnet.spatial_pool"]}
+
+    def starting():
+        seen["started"] = called(lambda: tdnet_ops.spatial_pool(x, 1))
+
+    with tdnet_ops.backend("reference"):
+        thread = threading.Thread(target=starting)
+        thread.start()
+        thread.join()
+    assert seen["started"] == ["tdnet.spatial_pool"]
+
+
+class Graphs:
+    """A torch.compile backend that keeps the operators of the forward and backward graphs."""
+
+    def __init__(self):
+        self.names = []
+
+    def __call__(self, graph, inputs):
+        from functorch.compile import make_boxed_func
+        from torch._dynamo.backends.common import aot_autograd
+
+        def keep(aot_graph, _):
+            self.names += [
+                str(node.target).removesuffix(".default")
+                for node in aot_graph.graph.nodes
+                if node.op == "call_function" and str(node.target).startswith("tdnet")
+            ]
+            return make_boxed_func(aot_graph.forward)
+
+        return aot_autograd(fw_compiler=keep, bw_compiler=keep)(graph, inputs)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_forcing_after_compiling_takes_effect(name):
+    graphs = Graphs()
+    run = torch.compile(getattr(tdnet_ops, name), fullgraph=True, backend=graphs)
+    arguments = samples.convert(sample_of(name).arguments(), lambda x: x.detach().requires_grad_())
+
+    def names(forced):
+        graphs.names.clear()
+        if forced is None:
+            outputs = run(*arguments)
+        else:
+            with tdnet_ops.backend(forced):
+                outputs = run(*arguments)
+        sum(out.sum() for out in samples.tensors([outputs])).backward()
+        return {name.partition(".")[0] for name in graphs.names}
+
+    assert names(None) == {"tdnet"}
+    assert names("reference") == {"tdnet_reference"}
+    # Both are compiled by now: nothing new is.
+    assert names(None) == set()
+    assert names("reference") == set()
+    assert names("cpu") == {"tdnet"}
+
+
+def test_what_a_compiled_function_runs_follows_the_context():
+    """By the operators that run, not by the graphs that were compiled."""
+    q = torch.randn(1, 3, 4, 5)
+    run = torch.compile(tdnet_ops.attention_propagate, fullgraph=True, backend="eager")
+    run(q, q, q)
+    with tdnet_ops.backend("reference"):
+        run(q, q, q)
+    seen = []
+    for forced in ("cpu", "reference", "cpu", "reference"):
+        with tdnet_ops.backend(forced):
+            kernel = run(q, q, q)
+            exact = tdnet_ops.attention_propagate(q, q, q, backend=forced)
+        seen.append(kernel)
+        assert torch.equal(kernel, exact)
+    # The two sum in another order, so their results tell which one ran.
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+def test_context_inside_a_compiled_function():
+    graphs = Graphs()
+
+    def function(x):
+        with tdnet_ops.backend("reference"):
+            inner = tdnet_ops.spatial_pool(x, 2)
+        return inner, tdnet_ops.spatial_pool(x, 3)
+
+    run = torch.compile(function, fullgraph=True, backend=graphs)
+    x = torch.randn(1, 2, 5, 6)
+    for got, right in zip(run(x), function(x), strict=True):
+        assert torch.equal(got, right)
+    assert graphs.names == ["tdnet_reference.spatial_pool", "tdnet.spatial_pool"]
+    assert called(lambda: tdnet_ops.spatial_pool(x, 2)) == ["tdnet.spatial_pool"]
+
+
+def test_threads_share_a_compiled_function():
+    q = torch.randn(1, 3, 4, 5)
+    run = torch.compile(tdnet_ops.attention_propagate, fullgraph=True, backend="eager")
+    run(q, q, q)
+    results = {}
+    with tdnet_ops.backend("reference"):
+        results["here"] = run(q, q, q)
+        thread = threading.Thread(target=lambda: results.update(there=run(q, q, q)))
+        thread.start()
+        thread.join()
+    assert torch.equal(results["here"], tdnet_ops.attention_propagate(q, q, q, backend="reference"))
+    assert torch.equal(results["there"], tdnet_ops.attention_propagate(q, q, q))
+
+
+@pytest.mark.parametrize("name", samples.NAMES)
+def test_refusal_names_the_reason(name):
+    function = getattr(tdnet_ops, name)
+    wide = sample_of(name, torch.float64).arguments()
+    with pytest.raises(RuntimeError, match=rf"'cpu' cannot run {name}.*float64"):
+        function(*wide, backend="cpu")
+    with (
+        pytest.raises(RuntimeError, match=rf"'cpu' cannot run {name}.*float64"),
+        tdnet_ops.backend("cpu"),
+    ):
+        function(*wide)
+    narrow = sample_of(name).arguments()
+    with pytest.raises(RuntimeError, match=rf"'cuda' cannot run {name}.*(CUDA|cuda)"):
+        function(*narrow, backend="cuda")
+    with pytest.raises(RuntimeError, match=rf"'cpu' cannot run {name}.*meta"):
+        function(*samples.convert(narrow, lambda x: x.to("meta")), backend="cpu")
+    with pytest.raises(ValueError, match=r"backend.*'fastest'"):
+        function(*narrow, backend="fastest")
+
+
+def test_unknown_backend_in_a_context():
+    with pytest.raises(ValueError, match=r"backend.*'fastest'"), tdnet_ops.backend("fastest"):
+        pass
+    with pytest.raises((ValueError, TypeError), match=r"backend.*3"), tdnet_ops.backend(3):
+        pass
+
+
+def test_build_info_says_what_can_run():
+    info = tdnet_ops.build_info()
+    assert info["backends"]["reference"] == "ready"
+    assert info["backends"]["cpu"] == "ready"
+    if not torch.cuda.is_available():
+        assert info["backends"]["cuda"] != "ready"
+    assert info["cpu"]["in_use"] in info["cpu"]["compiled"]
+    assert info["version"] == tdnet_ops.__version__
+    assert info["torch"] == torch.__version__

@@ -1,0 +1,356 @@
+"""Bad input to every argument of every operator: the error names the argument and what came."""
+
+import re
+
+import pytest
+import samples
+import torch
+
+import tdnet_ops
+
+ERRORS = (ValueError, TypeError, RuntimeError)
+
+
+def names_of(operator):
+    schema = getattr(torch.ops.tdnet, operator).default._schema
+    return [argument.name for argument in schema.arguments]
+
+
+def arguments_of(operator, **changes):
+    sample = samples.select(["middle"], ["contiguous"], [torch.float32], [operator])[0]
+    arguments = dict(zip(names_of(operator), sample.arguments(), strict=False))
+    for name, change in changes.items():
+        arguments[name] = change(arguments[name]) if callable(change) else change
+    return arguments
+
+
+def call(route, operator, arguments):
+    return samples.ROUTES[route](operator)(*arguments.values())
+
+
+def shape_text(x):
+    return re.escape(str(list(x.shape)))
+
+
+def more(dim):
+    """One more along `dim`."""
+    return lambda x: torch.cat([x, x.narrow(dim, 0, 1)], dim)
+
+
+def first_of(change):
+    return lambda tensors: [change(tensors[0]), *tensors[1:]]
+
+
+def last_of(change):
+    return lambda tensors: [*tensors[:-1], change(tensors[-1])]
+
+
+def in_list(operator, name):
+    """Which tensor of a list is read: all of them but for the replaced partial."""
+    return last_of if (operator, name) in LISTS and name != "partials" else first_of
+
+
+LISTS = [
+    ("block_sum_reduce", "blocks"),
+    ("block_sum_reduce", "weights"),
+    ("block_sum_update", "partials"),
+]
+RANKS = {
+    "spatial_pool": {"x": 4},
+    "pooled_affinity": {"q": 4, "k": 4},
+    "softmax_propagate": {"affinity": 3, "v": 4, "residual": 4, "weight": 2, "bias": 1},
+    "attention_propagate": {"q": 4, "k": 4, "v": 4, "residual": 4, "weight": 2, "bias": 1},
+    "block_sum_reduce": {"blocks": 4, "weights": 4, "bias": 1},
+    "block_sum_update": {"partials": 4, "x": 4, "weight": 4, "bias": 1},
+    "upsample_argmax": {"logits": 4},
+}
+TENSORS = [(operator, name) for operator, ranks in RANKS.items() for name in ranks]
+FIRST = {(operator, next(iter(ranks))) for operator, ranks in RANKS.items()} - {
+    ("block_sum_update", "partials"),
+    ("block_sum_reduce", "blocks"),
+} | {("block_sum_update", "x")}
+OTHERS = [pair for pair in TENSORS if pair not in FIRST]
+EXTENTS = [
+    (operator, name, dim)
+    for operator, name in OTHERS
+    for dim in range(RANKS[operator][name])
+    # The key map may have any size there, and phi any number of output channels.
+    if (operator, name, dim)
+    not in {
+        ("pooled_affinity", "k", 2),
+        ("pooled_affinity", "k", 3),
+    }
+]
+
+
+def changed(operator, name, change):
+    wrapped = in_list(operator, name)(change) if (operator, name) in LISTS else change
+    return arguments_of(operator, **{name: wrapped})
+
+
+def assert_refused(route, operator, arguments, name, value, errors=ERRORS):
+    """`value`: a pattern of what the text must hold beside the name."""
+    with pytest.raises(errors) as caught:
+        call(route, operator, arguments)
+    text = str(caught.value)
+    assert re.search(rf"\b{name}\b", text), f"{name} is not named: {text}"
+    assert re.search(value, text), f"{value} is not shown: {text}"
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name"), TENSORS)
+def test_wrong_rank(route, operator, name):
+    arguments = changed(operator, name, lambda x: x[None])
+    one_more = RANKS[operator][name] + 1
+    assert_refused(route, operator, arguments, name, rf"got shape \[(\d+(, )?){{{one_more}}}\]")
+    arguments = changed(operator, name, lambda x: x.new_zeros(()))
+    assert_refused(route, operator, arguments, name, r"got shape \[\]")
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name"), TENSORS)
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        (torch.int64, "int64|Long"),
+        (torch.uint8, "uint8|Byte"),
+        (torch.bool, "bool|Bool"),
+        (torch.complex64, "complex64|ComplexFloat"),
+    ],
+)
+def test_wrong_dtype(route, operator, name, dtype, text):
+    arguments = changed(operator, name, lambda x: torch.ones(x.shape, dtype=dtype))
+    assert_refused(route, operator, arguments, name, text)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name"), TENSORS)
+def test_not_a_tensor(route, operator, name):
+    for value, text in ((3, "int|list"), ("map", "str|list"), (object(), "object|list")):
+        arguments = changed(operator, name, lambda x, value=value: value)
+        assert_refused(route, operator, arguments, name, text)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name"), TENSORS)
+def test_missing(route, operator, name):
+    if name in ("residual", "weight", "bias") and operator != "block_sum_update":
+        return  # Optional; that they may be missing is in the samples.
+    if name == "bias":
+        return
+    arguments = arguments_of(operator, **{name: None})
+    assert_refused(route, operator, arguments, name, "None")
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name"), OTHERS)
+def test_mixed_dtypes(route, operator, name):
+    arguments = changed(operator, name, torch.Tensor.double)
+    assert_refused(route, operator, arguments, name, "float64|Double")
+    arguments = changed(operator, name, torch.Tensor.half)
+    assert_refused(route, operator, arguments, name, "float16|Half")
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name"), OTHERS)
+def test_mixed_devices(route, operator, name):
+    arguments = changed(operator, name, lambda x: x.to("meta"))
+    assert_refused(route, operator, arguments, name, "meta")
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name"), sorted(FIRST))
+def test_mixed_devices_by_the_first(route, operator, name):
+    if len(samples.tensors(list(arguments_of(operator).values()))) == 1:
+        return  # Nothing to differ from.
+    arguments = arguments_of(operator, **{name: lambda x: x.to("meta")})
+    with pytest.raises(ERRORS, match=r"expected .*device"):
+        call(route, operator, arguments)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name", "dim"), EXTENTS)
+def test_mismatched_extent(route, operator, name, dim):
+    if name == "weight" and operator.endswith("_propagate") and dim == 0:
+        arguments = arguments_of(operator, weight=more(0), residual=None)
+        assert_refused(route, operator, arguments, "bias", r"got shape \[5\]")
+        return
+    if (operator, name, dim) == ("block_sum_update", "weight", 0):
+        # The bias or a partial does not fit then.
+        wide = arguments_of(operator, weight=more(0))
+        assert_refused(route, operator, wide, r"(bias|partials)", r"got shape \[(2, )?3")
+        return
+    arguments = changed(operator, name, more(dim))
+    bad = samples.tensors(arguments[name])[-1 if name in ("blocks", "weights") else 0]
+    # The mismatch may be told of the partner that it does not fit.
+    text = rf"{shape_text(bad)}|expected size {bad.shape[dim]} |kernel|pixels of v"
+    with pytest.raises(ERRORS) as caught:
+        call(route, operator, arguments)
+    assert re.search(rf"\b{name}\b", str(caught.value)), str(caught.value)
+    assert re.search(text, str(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(
+    ("operator", "name", "shape"),
+    [
+        ("spatial_pool", "x", (2, 5, 0, 6)),
+        ("spatial_pool", "x", (2, 5, 6, 0)),
+        ("spatial_pool", "x", (2, 0, 5, 6)),
+        ("pooled_affinity", "k", (2, 6, 0, 6)),
+        ("pooled_affinity", "k", (2, 6, 4, 0)),
+        ("pooled_affinity", "q", (2, 0, 5, 4)),
+        ("attention_propagate", "k", (2, 6, 0, 4)),
+        ("attention_propagate", "q", (2, 0, 5, 6)),
+        ("softmax_propagate", "v", (2, 7, 3, 0)),
+        ("softmax_propagate", "v", (2, 0, 3, 4)),
+        ("block_sum_update", "x", (2, 0, 5, 6)),
+        ("upsample_argmax", "logits", (2, 0, 4, 6)),
+        ("upsample_argmax", "logits", (2, 5, 0, 6)),
+        ("upsample_argmax", "logits", (2, 5, 4, 0)),
+    ],
+)
+def test_empty_maps(route, operator, name, shape):
+    arguments = arguments_of(operator, **{name: torch.zeros(shape)})
+    assert_refused(route, operator, arguments, name, re.escape(str(list(shape))))
+
+
+HUGE = 2**63 - 1
+NUMBERS = [
+    ("spatial_pool", "stride", 0, "0"),
+    ("spatial_pool", "stride", -1, "-1"),
+    ("spatial_pool", "stride", -HUGE, str(-HUGE)),
+    ("spatial_pool", "stride", 2**70, ""),
+    ("spatial_pool", "stride", 1.5, "float|1.5"),
+    ("spatial_pool", "stride", "2", "str|'2'"),
+    ("spatial_pool", "stride", None, "None"),
+    ("spatial_pool", "mode", "mean", "'mean'"),
+    ("spatial_pool", "mode", 3, "int|3"),
+    ("pooled_affinity", "stride", 0, "0"),
+    ("pooled_affinity", "stride", -1, "-1"),
+    ("pooled_affinity", "mode", "", "''"),
+    ("pooled_affinity", "scale", "large", "str|'large'"),
+    ("softmax_propagate", "size", [5], "5|1"),
+    ("softmax_propagate", "size", [], r"0|\(\)"),
+    ("softmax_propagate", "size", [5, 6, 1], "3|5, 6, 1"),
+    ("softmax_propagate", "size", [6, 6], "6, 6"),
+    ("softmax_propagate", "size", [0, 30], "0"),
+    ("softmax_propagate", "size", [-5, -6], "-5"),
+    ("softmax_propagate", "size", "56", "str|'56'"),
+    ("softmax_propagate", "size", [5.0, 6.0], "float|5.0"),
+    ("softmax_propagate", "size", [2**62, 2**62], str(2**62)),
+    ("attention_propagate", "scale", "large", "str|'large'"),
+    ("block_sum_reduce", "padding", -1, "-1"),
+    ("block_sum_reduce", "dilation", 0, "0"),
+    ("block_sum_reduce", "dilation", -1, "-1"),
+    ("block_sum_reduce", "dilation", 9, "9"),
+    ("block_sum_reduce", "dilation", HUGE, str(HUGE)),
+    ("block_sum_reduce", "padding", HUGE, ""),
+    ("block_sum_reduce", "padding", 2**62, ""),
+    ("block_sum_reduce", "activation", "gelu", "'gelu'"),
+    ("block_sum_reduce", "blocks", [], "empty"),
+    ("block_sum_reduce", "weights", [], "0"),
+    ("block_sum_update", "index", -1, "-1"),
+    ("block_sum_update", "index", 2, "2"),
+    ("block_sum_update", "index", HUGE, str(HUGE)),
+    ("block_sum_update", "index", None, "None"),
+    ("block_sum_update", "padding", -1, "-1"),
+    ("block_sum_update", "dilation", 0, "0"),
+    ("block_sum_update", "dilation", HUGE, str(HUGE)),
+    ("block_sum_update", "activation", "gelu", "'gelu'"),
+    ("upsample_argmax", "size", [8], "8|1"),
+    ("upsample_argmax", "size", [8, 0], "0"),
+    ("upsample_argmax", "size", [-8, 8], "-8"),
+    ("upsample_argmax", "size", [8, 8, 8], "3|8, 8, 8"),
+    ("upsample_argmax", "size", None, "None"),
+    ("upsample_argmax", "size", 8, "int|8"),
+    ("upsample_argmax", "dtype", torch.float32, "float32|Float"),
+    ("upsample_argmax", "dtype", torch.int32, "int32|Int"),
+    ("upsample_argmax", "dtype", "uint8", "str|'uint8'"),
+]
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name", "value", "text"), NUMBERS)
+def test_bad_numbers(route, operator, name, value, text):
+    assert_refused(route, operator, arguments_of(operator, **{name: value}), name, text)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+def test_block_sum_update_names_what_does_not_fit(route):
+    empty = arguments_of("block_sum_update", partials=[])
+    with pytest.raises(ERRORS, match=r"index|partials"):
+        call(route, "block_sum_update", empty)
+    uneven = arguments_of("block_sum_reduce", weights=lambda weights: weights[:1])
+    assert_refused(route, "block_sum_reduce", uneven, "weights", "1")
+    five = arguments_of("block_sum_update", weight=torch.zeros(3, 5, 5, 5))
+    assert_refused(route, "block_sum_update", five, "weight", r"\[3, 5, 5, 5\]")
+    flat = arguments_of("block_sum_update", weight=torch.zeros(3, 5, 3, 1))
+    assert_refused(route, "block_sum_update", flat, "weight", r"\[3, 5, 3, 1\]")
+    none = arguments_of("block_sum_update", weight=torch.zeros(0, 5, 3, 3))
+    assert_refused(route, "block_sum_update", none, "weight", r"\[0, 5, 3, 3\]")
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("operator", ["softmax_propagate", "attention_propagate"])
+def test_no_output_channels(route, operator):
+    arguments = arguments_of(operator, weight=torch.zeros(0, 7), bias=None, residual=None)
+    assert_refused(route, operator, arguments, "weight", r"\[0, 7\]")
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("placeholder", ["empty", "integer", "meta", "float64", "rank"])
+def test_the_replaced_partial_may_be_anything(route, placeholder):
+    """`partials[index]` is not read; whatever stands there must not change the result."""
+    anything = {
+        "empty": torch.empty(0),
+        "integer": torch.zeros(2, dtype=torch.int64),
+        "meta": torch.empty(2, 3, device="meta"),
+        "float64": torch.zeros(1, dtype=torch.float64),
+        "rank": torch.zeros(1, 1, 1, 1, 1),
+    }[placeholder]
+    if placeholder == "meta" and route != "tdnet_ops":
+        return  # torch itself dispatches by it before any of our code.
+    right = call(route, "block_sum_update", arguments_of("block_sum_update"))
+    arguments = arguments_of("block_sum_update", partials=lambda partials: [partials[0], anything])
+    for got, expected in zip(call(route, "block_sum_update", arguments), right, strict=True):
+        assert got.device.type == "cpu"
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("mode", ["max", "subsample"])
+@pytest.mark.parametrize("stride", [1000, 2**31 - 1, 2**31, 2**62, HUGE])
+def test_a_stride_over_the_map_is_one_window(route, mode, stride):
+    x = torch.randn(1, 2, 3, 4)
+    arguments = {"x": x, "stride": stride, "mode": mode}
+    if stride >= 2**31:
+        with pytest.raises(ERRORS, match="stride"):
+            call(route, "spatial_pool", arguments)
+        return
+    out = call(route, "spatial_pool", arguments)
+    right = x.amax((2, 3), keepdim=True) if mode == "max" else x[:, :, :1, :1]
+    assert torch.equal(out, right)
+
+
+@pytest.mark.parametrize("name", samples.NAMES)
+def test_results_are_new_memory(name):
+    """No result is an input, or a view of one, or of another result, under any backend."""
+    for sample in samples.select(None, ["contiguous"], [torch.float32, torch.float64], [name]):
+        for route in samples.ROUTES:
+            arguments = sample.arguments()
+            found = samples.tensors([samples.ROUTES[route](name)(*arguments)])
+            places = [
+                x.untyped_storage().data_ptr()
+                for x in [*found, *samples.tensors(arguments)]
+                if x.numel()
+            ]
+            outputs = [x.untyped_storage().data_ptr() for x in found if x.numel()]
+            assert all(places.count(place) == 1 for place in outputs), f"{sample} by {route}"
+
+
+def test_compiled_calls_refuse_as_eager_ones():
+    run = torch.compile(tdnet_ops.attention_propagate, backend="aot_eager")
+    q = torch.randn(1, 4, 3, 3)
+    with pytest.raises(Exception, match=r"k: expected size 4"):
+        run(q, torch.randn(1, 5, 2, 2), torch.randn(1, 5, 2, 2))

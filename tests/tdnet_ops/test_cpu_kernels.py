@@ -1,0 +1,115 @@
+"""The C++ kernels on all samples: every instruction set of this CPU, plain and sanitized."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tdnet_ops
+
+SAMPLES = Path(__file__).with_name("samples.py")
+COMPILED = tdnet_ops.build_info()["cpu"]["compiled"]
+# Sets are ordered, and each contains those before it.
+SUPPORTED = COMPILED[: COMPILED.index(tdnet_ops.build_info()["cpu"]["in_use"]) + 1]
+
+
+def run_python(arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        # Not the root of the source tree: its package would come before that of PYTHONPATH.
+        cwd=SAMPLES.parent,
+        env={**os.environ, **environment},
+    )
+
+
+def assert_all_right(result, instruction_set):
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-8000:]
+    assert re.search(rf"^\d{{3,}} samples on {instruction_set}, 0 failed$", result.stdout, re.M)
+
+
+def test_this_process_uses_the_widest():
+    if "TDNET_CPU_ISA" not in os.environ and "avx512f" in Path("/proc/cpuinfo").read_text():
+        assert "avx512" in SUPPORTED
+
+
+@pytest.mark.parametrize("instruction_set", SUPPORTED)
+def test_instruction_set(instruction_set):
+    assert_all_right(run_python([SAMPLES], TDNET_CPU_ISA=instruction_set), instruction_set)
+
+
+@pytest.fixture(scope="module")
+def sanitized(request, tmp_path_factory):
+    """The environment in which Python loads a copy of the package with a sanitized library."""
+    root, folder = request.config.rootpath, tmp_path_factory.mktemp("sanitized")
+    shutil.copytree(
+        Path(tdnet_ops.__file__).parent,
+        folder / "tdnet_ops",
+        ignore=shutil.ignore_patterns("_C*.so", "__pycache__"),
+    )
+    command = [root / "setup.py", "build_ext", "--build-lib", folder, "--build-temp", folder / "o"]
+    built = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "TDNET_SANITIZE": "address,undefined", "TDNET_CUDA": "0"},
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    preload = re.search(r"run with LD_PRELOAD=(\S+) python", built.stderr)
+    assert preload is not None, built.stderr
+    return {
+        "LD_PRELOAD": preload[1],
+        "PYTHONPATH": str(folder),
+        # Python and torch keep memory to the end of the process.
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+@pytest.mark.parametrize("instruction_set", SUPPORTED)
+def test_sanitizers_find_nothing(sanitized, instruction_set):
+    where = "import tdnet_ops; print(tdnet_ops.__file__)"
+    found = run_python(["-c", where], **sanitized).stdout.strip()
+    assert found.startswith(sanitized["PYTHONPATH"])
+    result = run_python([SAMPLES], TDNET_CPU_ISA=instruction_set, **sanitized)
+    assert "Sanitizer" not in result.stderr, result.stderr[-8000:]
+    assert "runtime error" not in result.stderr, result.stderr[-8000:]
+    assert_all_right(result, instruction_set)
+
+
+# A tensor whose memory has been taken away: every kernel reads past its end.
+PLANTED = """
+import sys, torch, tdnet_ops
+def short(*shape):
+    x = torch.zeros(shape)
+    x.untyped_storage().resize_(64)
+    return x
+x, weight = short(1, 32, 24, 24), torch.zeros(8, 32, 1, 1)
+calls = {
+    "spatial_pool": lambda op: op(x, 2),
+    "pooled_affinity": lambda op: op(x, x),
+    "softmax_propagate": lambda op: op(torch.zeros(1, 6, 576), x, (2, 3)),
+    "attention_propagate": lambda op: op(torch.zeros(1, 32, 2, 3), x, x),
+    "block_sum_reduce": lambda op: op([x], [weight], None, 0, 1, "none"),
+    "block_sum_update": lambda op: op([x], 0, x, weight, None, 0, 1, "none"),
+    "upsample_argmax": lambda op: op(x, (48, 48)),
+}
+calls[sys.argv[1]](getattr(torch.ops.tdnet, sys.argv[1]))
+print("survived")
+"""
+
+
+@pytest.mark.parametrize("operator", ["spatial_pool", "attention_propagate", "upsample_argmax"])
+def test_sanitizers_would_find_an_overflow(sanitized, operator):
+    """The test above can fail: a planted read past the end of an input is reported, in our code."""
+    result = run_python(["-c", PLANTED, operator], **sanitized)
+    assert result.returncode != 0
+    assert "survived" not in result.stdout
+    assert "AddressSanitizer: heap-buffer-overflow" in result.stderr, result.stderr[-4000:]
+    assert "csrc/cpu/" in result.stderr

@@ -1,0 +1,183 @@
+"""Gradients of every operator against autograd through the definition in float64."""
+
+import pytest
+import samples
+import torch
+
+import tdnet_ops
+from tdnet_ops import reference
+
+DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
+# The other sizes add nothing to a backward pass in plain PyTorch.
+SMALL = samples.select(operators=DIFFERENTIABLE, layouts=("contiguous", "channels_last")) + [
+    sample
+    for sample in samples.select(operators=DIFFERENTIABLE, dtypes=(torch.float32, torch.float64))
+    if sample.layout not in ("contiguous", "channels_last")
+]
+
+
+def leaves(arguments):
+    """The arguments with every tensor a leaf that needs a gradient, its strides kept."""
+    return samples.convert(arguments, lambda x: x.detach().requires_grad_())
+
+
+def gradients(call, arguments, upstream):
+    """Gradients of all tensors in `arguments` (zeros where unused) for upstream gradients."""
+    outputs = samples.tensors([call(*arguments)])
+    inputs = samples.tensors(arguments)
+    found = torch.autograd.grad(outputs, inputs, upstream, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def upstream_like(outputs, layout, dtype):
+    """Gradients of the results in float64, laid out as named."""
+    generator = torch.Generator().manual_seed(1)
+    grads = []
+    for out in outputs:
+        grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype)
+        grads.append(
+            samples.place(grad, layout) if grad.dim() == 4 else samples.place_other(grad, layout)
+        )
+    return grads
+
+
+def check_gradients(sample, call, layout):
+    arguments = sample.arguments()
+    define = getattr(reference, sample.operator)
+    outputs = samples.tensors([define(*samples.widen(arguments))])
+    upstream = upstream_like(outputs, layout, sample.dtype)
+    actual = gradients(call, leaves(arguments), upstream)
+    exact = gradients(define, leaves(samples.widen(arguments)), samples.widen(upstream))
+    computing = samples.computing_dtype(sample.dtype)
+    narrow = samples.convert((arguments, upstream), lambda x: x.to(computing))
+    plain = gradients(define, leaves(narrow[0]), narrow[1])
+    # Sums over pixels, and over channels, in any order.
+    terms = max([64, *(x.shape[0] * x.shape[-2:].numel() for x in outputs)])
+    for i, (got, right, low) in enumerate(zip(actual, exact, plain, strict=True)):
+        if sample.dtype in (torch.float16, torch.bfloat16):
+            # Each of a few terms is rounded to the dtype before the sum.
+            largest = max(1.0, right.abs().max().item()) if right.numel() else 1.0
+            error = (got.double() - right).abs().max().item() if right.numel() else 0.0
+            allowed = 2 * torch.finfo(sample.dtype).eps * largest
+            assert error <= allowed, f"{sample}, gradient {i}: {error} > {allowed}"
+            assert got.dtype == sample.dtype
+        else:
+            samples.assert_near(got, right, low, sample.dtype, f"{sample}, gradient {i}", terms)
+
+
+@pytest.mark.parametrize("sample", SMALL, ids=str)
+def test_gradients_are_right(sample):
+    check_gradients(sample, getattr(tdnet_ops, sample.operator), sample.layout)
+
+
+@pytest.mark.parametrize("route", ["torch.ops.tdnet", "torch.ops.tdnet_reference"])
+@pytest.mark.parametrize(
+    "sample",
+    samples.select(["middle"], ["contiguous"], operators=DIFFERENTIABLE),
+    ids=str,
+)
+def test_gradients_by_route(sample, route):
+    check_gradients(sample, samples.ROUTES[route](sample.operator), sample.layout)
+
+
+@pytest.mark.parametrize("layout", samples.LAYOUTS)
+@pytest.mark.parametrize(
+    "sample",
+    samples.select(
+        ["middle"], ["contiguous", "channels_last"], [torch.float32], operators=DIFFERENTIABLE
+    ),
+    ids=str,
+)
+def test_upstream_gradient_of_any_layout(sample, layout):
+    check_gradients(sample, getattr(tdnet_ops, sample.operator), layout)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    samples.select(["middle"], ["contiguous", "channels_last"], operators=DIFFERENTIABLE),
+    ids=str,
+)
+def test_sum_backward(sample):
+    """sum().backward() hands down one number with strides of zero."""
+    arguments = leaves(sample.arguments())
+    outputs = samples.tensors([getattr(tdnet_ops, sample.operator)(*arguments)])
+    sum(out.sum() for out in outputs).backward()
+    wide = leaves(samples.widen(sample.arguments()))
+    define = getattr(reference, sample.operator)
+    sum(out.sum() for out in samples.tensors([define(*wide)])).backward()
+    for x, right in zip(samples.tensors(arguments), samples.tensors(wide), strict=True):
+        if right.grad is None:
+            assert x.grad is None or not x.grad.any()
+            continue
+        tolerance = 4 * torch.finfo(sample.dtype).eps * max(1.0, right.grad.abs().max().item())
+        torch.testing.assert_close(x.grad.double(), right.grad, rtol=0, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(
+    "sample",
+    samples.select(None, ["contiguous"], [torch.float64], DIFFERENTIABLE),
+    ids=str,
+)
+def test_gradcheck(sample, route):
+    call = samples.ROUTES[route](sample.operator)
+    arguments = leaves(sample.arguments())
+    inputs = [x for x in samples.tensors(arguments) if x.numel()]
+
+    def closed(*values):
+        rest = iter(values)
+        return call(*samples.convert(arguments, lambda x: next(rest) if x.numel() else x))
+
+    assert torch.autograd.gradcheck(closed, inputs, check_undefined_grad=True)
+
+
+@pytest.mark.parametrize(
+    "sample", samples.select(["middle"], ["contiguous"], [torch.float32], DIFFERENTIABLE), ids=str
+)
+def test_only_the_wanted_gradients_come(sample):
+    """Every tensor argument alone: the others need no gradient."""
+    define = getattr(reference, sample.operator)
+    for wanted in range(len(samples.tensors(sample.arguments()))):
+        results = []
+        for call, arguments in (
+            (getattr(tdnet_ops, sample.operator), sample.arguments()),
+            (define, samples.widen(sample.arguments())),
+        ):
+            leaf = samples.tensors(arguments)[wanted].requires_grad_()
+            outputs = samples.tensors([call(*arguments)])
+            # block_sum_update does not read the partial that it replaces.
+            if not any(out.requires_grad for out in outputs) or leaf.numel() == 0:
+                results.append(None)
+                continue
+            loss = sum(out.cos().sum() for out in outputs)
+            results.append(torch.autograd.grad(loss, leaf)[0])
+        if results[0] is None:
+            assert samples.tensors(sample.arguments())[wanted].numel() == 0
+        else:
+            torch.testing.assert_close(results[0].double(), results[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(
+    "sample", samples.select(["middle"], ["contiguous"], [torch.float64], DIFFERENTIABLE), ids=str
+)
+def test_second_derivative_is_right_or_refused(sample, route):
+    """A wrong second derivative must never pass in silence."""
+    arguments = leaves(sample.arguments())
+    define = getattr(reference, sample.operator)
+    results = []
+    for call in (define, samples.ROUTES[route](sample.operator)):
+        outputs = samples.tensors([call(*arguments)])
+        inputs = [x for x in samples.tensors(arguments) if x.numel()]
+        loss = sum((out**3).sum() for out in outputs)
+        try:
+            first = torch.autograd.grad(loss, inputs, create_graph=True)
+            second = torch.autograd.grad(sum((g**2).sum() for g in first), inputs)
+        except RuntimeError as error:
+            assert call is not define
+            text = str(error)
+            assert "second" in text or "double" in text or "differentiable" in text, text
+            return
+        results.append(second)
+    for got, right in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, right)

@@ -1,0 +1,333 @@
+"""What torch asks of a custom operator: opcheck, modes, autocast, compile and export."""
+
+import inspect
+
+import pytest
+import samples
+import torch
+
+import tdnet_ops
+from tdnet_ops import reference
+
+DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
+REGISTERED = ["tdnet", "tdnet_reference"]
+FEW = samples.select(
+    ["middle", "ones", "no_batch"], ["contiguous", "channels_last"], [torch.float32]
+) + samples.select(["middle"], ["transposed", "expanded_batch"], [torch.float32, torch.bfloat16])
+MIDDLE = samples.select(["middle"], ["contiguous"], [torch.float32])
+
+
+def needing_gradients(sample):
+    arguments = sample.arguments()
+    if sample.operator == "upsample_argmax":
+        return arguments
+    return samples.convert(arguments, lambda x: x.detach().requires_grad_())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name_space", REGISTERED)
+@pytest.mark.parametrize("sample", FEW, ids=str)
+def test_opcheck(sample, name_space):
+    overload = getattr(getattr(torch.ops, name_space), sample.operator).default
+    torch.library.opcheck(overload, needing_gradients(sample))
+
+
+@pytest.mark.parametrize("name_space", REGISTERED)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_opcheck_of_the_backward_operator(name_space, weighted):
+    sample = samples.select(["middle"], ["contiguous"], [torch.float32], ["attention_propagate"])[0]
+    q, k, v, residual, weight, _, scale = sample.arguments()
+    grad = residual if weighted else torch.randn(2, v.shape[1], *q.shape[2:])
+    overload = getattr(torch.ops, name_space).attention_propagate_backward.default
+    torch.library.opcheck(overload, (grad, q, k, v, weight if weighted else None, scale))
+
+
+def test_every_operator_has_samples():
+    """A new operator cannot be forgotten here."""
+    public = {
+        name
+        for name, value in vars(tdnet_ops).items()
+        if inspect.isfunction(value) and "backend" in inspect.signature(value).parameters
+    }
+    assert public == set(samples.NAMES)
+    defined = {
+        str(schema.name).partition("::")[2]
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("tdnet::")
+    }
+    assert defined == {*samples.NAMES, "attention_propagate_backward"}
+
+
+@pytest.mark.parametrize("sample", MIDDLE, ids=str)
+def test_meta_tensors_give_the_shape(sample):
+    arguments = samples.convert(sample.arguments(), lambda x: x.to("meta"))
+    expected = samples.tensors([getattr(tdnet_ops, sample.operator)(*sample.arguments())])
+    actual = samples.tensors([getattr(torch.ops.tdnet, sample.operator)(*arguments)])
+    for got, right in zip(actual, expected, strict=True):
+        assert got.device.type == "meta"
+        assert (got.shape, got.dtype, got.stride()) == (right.shape, right.dtype, right.stride())
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("sample", FEW, ids=str)
+def test_inference_mode(sample, route):
+    with torch.inference_mode():
+        samples.check(sample, samples.ROUTES[route](sample.operator))
+
+
+@pytest.mark.parametrize("sample", MIDDLE, ids=str)
+def test_no_grad_builds_no_graph(sample):
+    with torch.no_grad():
+        outputs = getattr(tdnet_ops, sample.operator)(*needing_gradients(sample))
+    assert not any(out.requires_grad for out in samples.tensors([outputs]))
+
+
+def test_labels_need_no_gradient():
+    logits = torch.randn(1, 3, 4, 5, requires_grad=True)
+    assert not tdnet_ops.upsample_argmax(logits, (8, 10)).requires_grad
+
+
+# --- autocast -------------------------------------------------------------------------------------
+
+MATRIX_PRODUCTS = [name for name in DIFFERENTIABLE if name != "spatial_pool"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(
+    "sample", samples.select(["middle"], ["contiguous"], [torch.float32]), ids=str
+)
+def test_autocast(sample, route, dtype):
+    """Matrix products run in the autocast dtype, the others in that of their input."""
+    arguments = needing_gradients(sample)
+    with torch.autocast("cpu", dtype):
+        outputs = samples.tensors([samples.ROUTES[route](sample.operator)(*arguments)])
+    if sample.operator == "upsample_argmax":
+        samples.assert_labels(outputs[0], arguments, str(sample))
+        return
+    wanted = dtype if sample.operator in MATRIX_PRODUCTS else torch.float32
+    rounded = samples.convert(sample.arguments(), lambda x: x.to(wanted))
+    exact = samples.tensors([getattr(reference, sample.operator)(*samples.widen(rounded))])
+    for out, right in zip(outputs, exact, strict=True):
+        assert out.dtype == wanted
+        atol = 2 * torch.finfo(wanted).eps * max(1, right.abs().max().item())
+        torch.testing.assert_close(out.double(), right, rtol=0, atol=atol)
+    sum(out.float().sum() for out in outputs).backward()
+    for leaf in samples.tensors(arguments):
+        if leaf.numel() and leaf.grad is not None:
+            assert leaf.grad.dtype == torch.float32
+    assert samples.tensors(arguments)[0].grad is not None
+    assert samples.tensors(arguments)[0].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", MATRIX_PRODUCTS)
+def test_autocast_mixes_and_keywords(name):
+    """Mixed dtypes are cast to one, also those given by keyword; float64 is left alone."""
+    sample = samples.select(["middle"], ["contiguous"], [torch.float32], [name])[0]
+    call = getattr(tdnet_ops, name)
+    by_name = dict(zip(inspect.signature(call).parameters, sample.arguments(), strict=False))
+    first = next(iter(by_name))
+    by_name[first] = samples.convert(by_name[first], torch.Tensor.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = samples.tensors([call(**by_name)])
+        wide = samples.tensors([call(*samples.widen(sample.arguments()))])
+    assert all(out.dtype == torch.bfloat16 for out in outputs)
+    assert all(out.dtype == torch.float64 for out in wide)
+
+
+# --- repeatability --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("name", samples.NAMES)
+def test_bitwise_the_same_every_time(name, route):
+    """Across runs; the compiled kernels also for any number of threads."""
+    counts = (2, 2, 2) if route == "torch.ops.tdnet_reference" else (1, 2, 2, 1)
+    for sample in samples.select(None, ["contiguous", "channels_last"], [torch.float32], [name]):
+        results = []
+        for threads in counts:
+            torch.set_num_threads(threads)
+            results.append(samples.tensors([samples.ROUTES[route](name)(*sample.arguments())]))
+        for again in results[1:]:
+            for got, first in zip(again, results[0], strict=True):
+                assert torch.equal(got, first), str(sample)
+
+
+@pytest.mark.parametrize("sample", samples.select(["middle"], operators=DIFFERENTIABLE), ids=str)
+def test_backward_is_bitwise_the_same_every_time(sample):
+    results = []
+    torch.set_num_threads(2)
+    for _ in range(3):
+        arguments = needing_gradients(sample)
+        outputs = samples.tensors([getattr(tdnet_ops, sample.operator)(*arguments)])
+        sum(out.cos().sum() for out in outputs).backward()
+        results.append([x.grad for x in samples.tensors(arguments) if x.grad is not None])
+    for again in results[1:]:
+        assert len(again) == len(results[0]) > 0
+        assert all(torch.equal(a, b) for a, b in zip(again, results[0], strict=True))
+
+
+# --- compile and export ---------------------------------------------------------------------------
+
+
+def compare_compiled(run, name, arguments):
+    actual = samples.tensors([run(*arguments)])
+    expected = samples.tensors([getattr(tdnet_ops, name)(*arguments)])
+    for got, right in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+        assert got.stride() == right.stride()
+    inputs = [x for x in samples.tensors(arguments) if x.requires_grad and x.numel()]
+    if not inputs:
+        return
+    grads = [
+        torch.autograd.grad(sum(out.cos().sum() for out in outputs), inputs, allow_unused=True)
+        for outputs in (actual, expected)
+    ]
+    for got, right in zip(*grads, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    samples.select(["middle", "no_batch"], ["contiguous", "channels_last"], [torch.float32])
+    + samples.select(["middle"], ["transposed"], [torch.bfloat16]),
+    ids=str,
+)
+def test_compile_without_graph_breaks(sample):
+    function = getattr(tdnet_ops, sample.operator)
+    run = torch.compile(function, fullgraph=True, backend="aot_eager")
+    compare_compiled(run, sample.operator, needing_gradients(sample))
+
+
+@pytest.mark.parametrize("name", samples.NAMES)
+def test_compile_by_inductor(name):
+    sample = samples.select(["middle"], ["contiguous"], [torch.float32], [name])[0]
+
+    def function(*arguments):
+        # Something to fuse on either side.
+        outputs = getattr(tdnet_ops, name)(*samples.convert(arguments, lambda x: x * 1.0))
+        return [out + 0 for out in samples.tensors([outputs])]
+
+    run = torch.compile(function, fullgraph=True)
+    compare_compiled(run, name, needing_gradients(sample))
+
+
+def resized(name, height, width, key_height, key_width):
+    """A call of the operator on maps of these sizes."""
+    maps = samples.Numbers(
+        samples.Sample(name, "resized", "contiguous", torch.float32, lambda n: ())
+    )
+    q, k = maps.feature_map(2, 6, height, width), maps.feature_map(2, 6, key_height, key_width)
+    v = maps.feature_map(2, 7, key_height, key_width)
+    residual = maps.feature_map(2, 5, height, width)
+    weight, bias, kernel = maps.other(5, 7), maps.other(5), maps.other(5, 6, 3, 3)
+    return {
+        "spatial_pool": lambda: (q, 2, "max"),
+        "pooled_affinity": lambda: (q, k, 2, "max"),
+        "softmax_propagate": lambda: (
+            maps.other(2, height * width, key_height * key_width),
+            v,
+            (height, width),
+            residual,
+            weight,
+            bias,
+        ),
+        "attention_propagate": lambda: (q, k, v, residual, weight, bias),
+        "block_sum_reduce": lambda: ([q, q + 1], [kernel, kernel], bias, 1, 1, "relu"),
+        "block_sum_update": lambda: ([residual, residual], 1, q, kernel, bias, 1, 1, "relu"),
+        "upsample_argmax": lambda: (q, (3 * height, 2 * width + 1)),
+    }[name]()
+
+
+# Different also from the channel counts: torch takes equal sizes of a first call for the same.
+SIZES = [(9, 11, 8, 13), (13, 8, 12, 10), (21, 17, 14, 4), (16, 25, 12, 15), (30, 9, 19, 23)]
+
+
+@pytest.mark.parametrize("name", samples.NAMES)
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_new_sizes_do_not_recompile(name, dynamic):
+    """dynamic=True compiles once; left to itself, torch compiles again at the second size only."""
+    function = getattr(tdnet_ops, name)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    allowed = 1 if dynamic else 2
+    limit = {"recompile_limit": allowed, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(**limit):
+        run = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=counter)
+        for size in SIZES:
+            arguments = samples.convert(resized(name, *size), lambda x: x.detach())
+            compare_compiled(run, name, arguments)
+    assert counter.frame_count <= allowed
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_new_sizes_do_not_recompile_with_gradients(name):
+    function = getattr(tdnet_ops, name)
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        run = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+        for size in SIZES[:3]:
+            arguments = samples.convert(resized(name, *size), lambda x: x.detach().requires_grad_())
+            compare_compiled(run, name, arguments)
+
+
+def test_the_recompile_limit_would_be_hit():
+    """The two tests above can fail: without dynamic sizes the same calls hit the limit."""
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        run = torch.compile(tdnet_ops.spatial_pool, fullgraph=True, dynamic=False, backend="eager")
+        run(*resized("spatial_pool", *SIZES[0]))
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            run(*resized("spatial_pool", *SIZES[1]))
+
+
+class Call(torch.nn.Module):
+    def __init__(self, name, options):
+        super().__init__()
+        self.name, self.options = name, options
+
+    def forward(self, *maps):
+        function = getattr(tdnet_ops, self.name)
+        if self.name == "softmax_propagate":
+            affinity, v, residual, weight, bias = maps
+            return function(affinity, v, residual.shape[2:], residual, weight, bias)
+        if self.name == "block_sum_reduce":
+            x, weight, bias = maps
+            return function([x, x + 1], [weight, weight], bias, *self.options)
+        if self.name == "block_sum_update":
+            partial, x, weight, bias = maps
+            return function([partial, partial], 1, x, weight, bias, *self.options)
+        if self.name == "upsample_argmax":
+            return function(maps[0], (3 * maps[0].shape[2], 2 * maps[0].shape[3] + 1))
+        return function(*maps, *self.options)
+
+
+def export_arguments(name, size):
+    """The tensors that `Call.forward` takes, and the options."""
+    arguments = resized(name, *size)
+    maps = samples.tensors(arguments)
+    if name == "block_sum_reduce":
+        maps = [maps[0], maps[2], maps[4]]
+    if name == "block_sum_update":
+        maps = maps[1:]
+    options = [x for x in arguments if isinstance(x, (int, str))]
+    return maps, options[1:] if name == "block_sum_update" else options
+
+
+@pytest.mark.parametrize("name", samples.NAMES)
+def test_export_with_dynamic_sizes(name):
+    maps, options = export_arguments(name, SIZES[0])
+    dynamic = tuple(
+        {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+        if x.dim() == 4 and tuple(x.shape[2:]) != (3, 3)
+        else ({1: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO} if x.dim() == 3 else {})
+        for x in maps
+    )
+    program = torch.export.export(
+        Call(name, options), tuple(maps), dynamic_shapes={"maps": dynamic}
+    )
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert f"tdnet.{name}.default" in called
+    for size in SIZES:
+        maps, _ = export_arguments(name, size)
+        actual = samples.tensors([program.module()(*maps)])
+        expected = samples.tensors([Call(name, options)(*maps)])
+        for got, right in zip(actual, expected, strict=True):
+            torch.testing.assert_close(got, right, rtol=0, atol=0)
