@@ -151,4 +151,122 @@ inline void check_convolution(const std::string& x_name, const Tensor& x,
         " with dilation ", dilation);
 }
 
+// --- one function an operator
+// ---------------------------------------------------------------------
+
+inline void check_spatial_pool(const Tensor& x, int64_t stride, const std::string& mode) {
+  check_feature_map("x", x);
+  check_has_pixels("x", x);
+  check_positive("stride", stride);
+  check_most_pixels("stride", stride);
+  check_mode(mode);
+}
+
+inline void check_pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride,
+                                  const std::string& mode) {
+  check_feature_map("q", q);
+  check_feature_map("k", k);
+  check_matches("k", k, "q", q);
+  check_size("k", k, 0, q.size(0), "batch of q");
+  check_size("k", k, 1, q.size(1), "channels of q");
+  check_has_pixels("k", k);
+  check_positive("stride", stride);
+  check_most_pixels("stride", stride);
+  check_mode(mode);
+}
+
+inline void check_softmax_propagate(const Tensor& affinity, const Tensor& v,
+                                    const std::vector<int64_t>& size,
+                                    const std::optional<Tensor>& residual,
+                                    const std::optional<Tensor>& weight,
+                                    const std::optional<Tensor>& bias) {
+  check_tensor("affinity", affinity, 3);
+  check_feature_map("v", v);
+  check_matches("v", v, "affinity", affinity);
+  check_has_pixels("v", v);
+  check_size("v", v, 0, affinity.size(0), "batch of affinity");
+  check_size("affinity", affinity, 2, v.size(2) * v.size(3), "keys: pixels of v");
+  check_output_size(size);
+  const int64_t queries = affinity.size(1);
+  // Each alone first: their product may overflow.
+  check(size[0] <= queries && size[1] <= queries && size[0] * size[1] == queries,
+        "size: expected height x width = ", queries, ", the queries of affinity, got (", size[0],
+        ", ", size[1], ")");
+  check_projection("affinity", affinity, v.size(1), size[0], size[1], residual, weight, bias);
+}
+
+inline void check_attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
+                                      const std::optional<Tensor>& residual,
+                                      const std::optional<Tensor>& weight,
+                                      const std::optional<Tensor>& bias) {
+  check_feature_map("q", q);
+  check_feature_map("k", k);
+  check_matches("k", k, "q", q);
+  check_size("k", k, 0, q.size(0), "batch of q");
+  check_size("k", k, 1, q.size(1), "channels of q");
+  check_has_pixels("k", k);
+  check_feature_map("v", v);
+  check_matches("v", v, "q", q);
+  check_size("v", v, 0, q.size(0), "batch of q");
+  check_size("v", v, 2, k.size(2), "height of k");
+  check_size("v", v, 3, k.size(3), "width of k");
+  check_projection("q", q, v.size(1), q.size(2), q.size(3), residual, weight, bias);
+}
+
+inline void check_block_sum_reduce(const std::vector<Tensor>& blocks,
+                                   const std::vector<Tensor>& weights,
+                                   const std::optional<Tensor>& bias, int64_t padding,
+                                   int64_t dilation, const std::string& activation) {
+  check(!blocks.empty(), "blocks: expected at least one block, got an empty list");
+  check(weights.size() == blocks.size(), "weights: expected ", blocks.size(), ", one a block, got ",
+        weights.size());
+  check_activation(activation);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const std::string x_name = "blocks[" + std::to_string(i) + "]";
+    const std::string weight_name = "weights[" + std::to_string(i) + "]";
+    check_convolution(x_name, blocks[i], weight_name, weights[i], padding, dilation);
+    check_matches(x_name, blocks[i], "blocks[0]", blocks[0]);
+    check_size(x_name, blocks[i], 0, blocks[0].size(0), "batch of blocks[0]");
+    check_size(x_name, blocks[i], 2, blocks[0].size(2), "height of blocks[0]");
+    check_size(x_name, blocks[i], 3, blocks[0].size(3), "width of blocks[0]");
+    check_size(weight_name, weights[i], 0, weights[0].size(0), "output channels of weights[0]");
+    check_size(weight_name, weights[i], 2, weights[0].size(2), "kernel of weights[0]");
+  }
+  check_bias(bias, "blocks[0]", blocks[0], weights[0].size(0));
+}
+
+inline void check_block_sum_update(const std::vector<Tensor>& partials, int64_t index,
+                                   const Tensor& x, const Tensor& weight,
+                                   const std::optional<Tensor>& bias, int64_t padding,
+                                   int64_t dilation, const std::string& activation) {
+  const int64_t count = partials.size();
+  check(0 <= index && index < count, "index: expected 0 to ", count - 1,
+        ", a place in partials, got ", index);
+  check_activation(activation);
+  check_convolution("x", x, "weight", weight, padding, dilation);
+  check_bias(bias, "x", x, weight.size(0));
+  const int64_t shrink = dilation * (weight.size(2) - 1) - 2 * padding;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i == index) continue;
+    const std::string name = "partials[" + std::to_string(i) + "]";
+    check_feature_map(name, partials[i]);
+    check_matches(name, partials[i], "x", x);
+    check_size(name, partials[i], 0, x.size(0), "batch of the new partial");
+    check_size(name, partials[i], 1, weight.size(0), "channels of the new partial");
+    check_size(name, partials[i], 2, x.size(2) - shrink, "height of the new partial");
+    check_size(name, partials[i], 3, x.size(3) - shrink, "width of the new partial");
+  }
+}
+
+inline void check_upsample_argmax(const Tensor& logits, const std::vector<int64_t>& size,
+                                  ScalarType dtype) {
+  check_feature_map("logits", logits);
+  check_has_pixels("logits", logits);
+  check_output_size(size);
+  check(dtype == ScalarType::Byte || dtype == ScalarType::Long,
+        "dtype: expected uint8 or int64, got ", torch::headeronly::toString(dtype));
+  check(dtype == ScalarType::Long || logits.size(1) <= 256,
+        "dtype: uint8 holds 256 classes, got logits with ", logits.size(1), "; use int64");
+}
+
 }  // namespace tdnet

@@ -52,18 +52,7 @@ Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
                            const std::optional<Tensor>& residual,
                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                            std::optional<double> scale, bool allow_tf32) {
-  check_feature_map("q", q);
-  check_feature_map("k", k);
-  check_matches("k", k, "q", q);
-  check_size("k", k, 0, q.size(0), "batch of q");
-  check_size("k", k, 1, q.size(1), "channels of q");
-  check_has_pixels("k", k);
-  check_feature_map("v", v);
-  check_matches("v", v, "q", q);
-  check_size("v", v, 0, q.size(0), "batch of q");
-  check_size("v", v, 2, k.size(2), "height of k");
-  check_size("v", v, 3, k.size(3), "width of k");
-  check_projection("q", q, v.size(1), q.size(2), q.size(3), residual, weight, bias);
+  check_attention_propagate(q, k, v, residual, weight, bias);
   if (is_double(q)) {
     return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
                          scale, allow_tf32)[0];

@@ -14,22 +14,7 @@ namespace {
 Tensor block_sum_reduce(const std::vector<Tensor>& blocks, const std::vector<Tensor>& weights,
                         const std::optional<Tensor>& bias, int64_t padding, int64_t dilation,
                         const std::string& activation, bool allow_tf32) {
-  check(!blocks.empty(), "blocks: expected at least one block, got an empty list");
-  check(weights.size() == blocks.size(), "weights: expected ", blocks.size(), ", one a block, got ",
-        weights.size());
-  check_activation(activation);
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const std::string x_name = "blocks[" + std::to_string(i) + "]";
-    const std::string weight_name = "weights[" + std::to_string(i) + "]";
-    check_convolution(x_name, blocks[i], weight_name, weights[i], padding, dilation);
-    check_matches(x_name, blocks[i], "blocks[0]", blocks[0]);
-    check_size(x_name, blocks[i], 0, blocks[0].size(0), "batch of blocks[0]");
-    check_size(x_name, blocks[i], 2, blocks[0].size(2), "height of blocks[0]");
-    check_size(x_name, blocks[i], 3, blocks[0].size(3), "width of blocks[0]");
-    check_size(weight_name, weights[i], 0, weights[0].size(0), "output channels of weights[0]");
-    check_size(weight_name, weights[i], 2, weights[0].size(2), "kernel of weights[0]");
-  }
-  check_bias(bias, "blocks[0]", blocks[0], weights[0].size(0));
+  check_block_sum_reduce(blocks, weights, bias, padding, dilation, activation);
   if (is_double(blocks[0])) {
     return call_operator("tdnet_reference::block_sum_reduce", blocks, weights, bias, padding,
                          dilation, activation, allow_tf32)[0];
@@ -59,23 +44,7 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
                                             const std::optional<Tensor>& bias, int64_t padding,
                                             int64_t dilation, const std::string& activation,
                                             bool allow_tf32) {
-  const int64_t count = partials.size();
-  check(0 <= index && index < count, "index: expected 0 to ", count - 1,
-        ", a place in partials, got ", index);
-  check_activation(activation);
-  check_convolution("x", x, "weight", weight, padding, dilation);
-  check_bias(bias, "x", x, weight.size(0));
-  const int64_t shrink = dilation * (weight.size(2) - 1) - 2 * padding;
-  for (int64_t i = 0; i < count; ++i) {
-    if (i == index) continue;
-    const std::string name = "partials[" + std::to_string(i) + "]";
-    check_feature_map(name, partials[i]);
-    check_matches(name, partials[i], "x", x);
-    check_size(name, partials[i], 0, x.size(0), "batch of the new partial");
-    check_size(name, partials[i], 1, weight.size(0), "channels of the new partial");
-    check_size(name, partials[i], 2, x.size(2) - shrink, "height of the new partial");
-    check_size(name, partials[i], 3, x.size(3) - shrink, "width of the new partial");
-  }
+  check_block_sum_update(partials, index, x, weight, bias, padding, dilation, activation);
   if (is_double(x)) {
     const auto results = call_operator<2>("tdnet_reference::block_sum_update", partials, index, x,
                                           weight, bias, padding, dilation, activation, allow_tf32);
@@ -86,7 +55,7 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
   const bool channels_last = x.stride(1) == 1;
   std::vector<Tensor> aligned;
   std::vector<const float*> data;
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < static_cast<int64_t>(partials.size()); ++i) {
     aligned.push_back(i == index
                           ? partial
                           : torch::stable::contiguous(

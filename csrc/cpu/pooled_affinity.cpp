@@ -59,15 +59,7 @@ Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
 
 Tensor pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride, const std::string& mode,
                        std::optional<double> scale, bool allow_tf32) {
-  check_feature_map("q", q);
-  check_feature_map("k", k);
-  check_matches("k", k, "q", q);
-  check_size("k", k, 0, q.size(0), "batch of q");
-  check_size("k", k, 1, q.size(1), "channels of q");
-  check_has_pixels("k", k);
-  check_positive("stride", stride);
-  check_most_pixels("stride", stride);
-  check_mode(mode);
+  check_pooled_affinity(q, k, stride, mode);
   if (is_double(q)) {
     return call_operator("tdnet_reference::pooled_affinity", q, k, stride, mode, scale,
                          allow_tf32)[0];

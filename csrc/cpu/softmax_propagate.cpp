@@ -12,19 +12,7 @@ namespace {
 Tensor softmax_propagate(const Tensor& affinity, const Tensor& v, std::vector<int64_t> size,
                          const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
                          const std::optional<Tensor>& bias, bool allow_tf32) {
-  check_tensor("affinity", affinity, 3);
-  check_feature_map("v", v);
-  check_matches("v", v, "affinity", affinity);
-  check_has_pixels("v", v);
-  check_size("v", v, 0, affinity.size(0), "batch of affinity");
-  check_size("affinity", affinity, 2, v.size(2) * v.size(3), "keys: pixels of v");
-  check_output_size(size);
-  const int64_t queries_given = affinity.size(1);
-  // Each alone first: their product may overflow.
-  check(size[0] <= queries_given && size[1] <= queries_given && size[0] * size[1] == queries_given,
-        "size: expected height x width = ", queries_given, ", the queries of affinity, got (",
-        size[0], ", ", size[1], ")");
-  check_projection("affinity", affinity, v.size(1), size[0], size[1], residual, weight, bias);
+  check_softmax_propagate(affinity, v, size, residual, weight, bias);
   if (is_double(affinity)) {
     return call_operator("tdnet_reference::softmax_propagate", affinity, v, size, residual, weight,
                          bias, allow_tf32)[0];

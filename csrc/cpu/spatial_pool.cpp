@@ -119,11 +119,7 @@ Tensor pool(const Tensor& layout, const Tensor& x, int64_t stride, const std::st
 namespace {
 
 Tensor spatial_pool(const Tensor& x, int64_t stride, const std::string& mode) {
-  check_feature_map("x", x);
-  check_has_pixels("x", x);
-  check_positive("stride", stride);
-  check_most_pixels("stride", stride);
-  check_mode(mode);
+  check_spatial_pool(x, stride, mode);
   if (is_double(x)) return call_operator("tdnet_reference::spatial_pool", x, stride, mode)[0];
   return from_float(pool(x, to_float(x), stride, mode), x.scalar_type());
 }

@@ -95,13 +95,7 @@ void upsample_argmax_into(const Tensor& logits, bool align_corners, const Tensor
 
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
                        ScalarType dtype) {
-  check_feature_map("logits", logits);
-  check_has_pixels("logits", logits);
-  check_output_size(size);
-  check(dtype == ScalarType::Byte || dtype == ScalarType::Long,
-        "dtype: expected uint8 or int64, got ", torch::headeronly::toString(dtype));
-  check(dtype == ScalarType::Long || logits.size(1) <= 256,
-        "dtype: uint8 holds 256 classes, got logits with ", logits.size(1), "; use int64");
+  check_upsample_argmax(logits, size, dtype);
   if (is_double(logits)) {
     return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners, dtype)[0];
   }
