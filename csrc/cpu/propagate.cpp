@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "../folding.h"
 #include "convolve.h"
 #include "dtypes.h"
 
@@ -116,21 +117,14 @@ Tensor fold(const Tensor& v, const Tensor& weight) {
   return torch::stable::matmul(values, torch::stable::transpose(weight, 0, 1));
 }
 
-// Folding runs phi over M keys instead of N queries, and the product with the weights over d_out
-// channels instead of d_v.
-bool folding_is_cheaper(int64_t queries, int64_t keys, const Tensor& weight) {
-  const double out_channels = weight.size(0), value_channels = weight.size(1);
-  return keys * (value_channels + queries) * out_channels <=
-         queries * (out_channels + keys) * value_channels;
-}
-
 }  // namespace
 
 Tensor propagate_projected(const Tensor& layout, int64_t height, int64_t width, const Tensor& v,
                            const Projection& projection,
                            const std::function<FillLogits()>& make_fill) {
   const int64_t batch = layout.size(0), queries = height * width, keys = v.size(2) * v.size(3);
-  if (projection.weight && !folding_is_cheaper(queries, keys, *projection.weight)) {
+  if (projection.weight && !folding_is_cheaper(queries, keys, projection.weight->size(1),
+                                               projection.weight->size(0))) {
     const Tensor attended = propagate_projected(layout, height, width, v, {}, make_fill);
     const std::array<int64_t, 4> size{projection.weight->size(0), projection.weight->size(1), 1, 1};
     const Tensor weight = torch::stable::reshape(*projection.weight, size);

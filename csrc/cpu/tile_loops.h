@@ -137,6 +137,53 @@ static inline void store_tokens(const float* block, const Epilogue& to, float fl
   }
 }
 
+#if TDNET_VECTOR_FLOATS == 16 && __has_builtin(__builtin_shufflevector)
+#define TDNET_TRANSPOSES_BLOCKS
+
+typedef float LooseHalf __attribute__((vector_size(32), aligned(4)));
+
+// a0 b0 a1 b1 ... of the lower or the upper halves.
+static inline Vector interleave_low(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+static inline Vector interleave_high(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                 31);
+}
+
+// Stores a finished block whose eight channels are adjacent in memory, sixteen tokens at a time:
+// three rounds of interleaving turn 8 rows of 16 tokens into 16 tokens of 8 channels.
+static inline void store_whole_tokens(const float* block, const Epilogue& to, float floor) {
+  for (int64_t first = 0; first < to.lanes; first += kWidth) {
+    Vector from[kRows], into[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      from[r] = *reinterpret_cast<const Vector*>(block + r * kLanes + first);
+    }
+#pragma GCC unroll 3
+    for (int round = 0; round < 3; ++round) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows / 2; ++r) {
+        into[2 * r] = interleave_low(from[r], from[r + kRows / 2]);
+        into[2 * r + 1] = interleave_high(from[r], from[r + kRows / 2]);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) from[r] = into[r];
+    }
+    const float* tokens = reinterpret_cast<const float*>(into);
+    const int64_t count = to.lanes - first < kWidth ? to.lanes - first : kWidth;
+    for (int64_t i = 0; i < count; ++i) {
+      LooseHalf value = *reinterpret_cast<const LooseHalf*>(tokens + i * kRows);
+      if (to.residual) {
+        value += *reinterpret_cast<const LooseHalf*>(to.residual + (first + i) * to.residual_token);
+      }
+      *reinterpret_cast<LooseHalf*>(to.out + (first + i) * to.out_token) =
+          value < floor ? LooseHalf{} + floor : value;
+    }
+  }
+}
+#endif
+
 // Scales, biases and stores a block (see Epilogue).
 void finish_block(float* block, const Epilogue& to) {
   Vector* rows = reinterpret_cast<Vector*>(block);
@@ -153,7 +200,11 @@ void finish_block(float* block, const Epilogue& to) {
   if (to.out_token == 1 && (!to.residual || to.residual_token == 1)) {
     store_rows(block, to, floor);
   } else if (adjacent_channels) {
+#ifdef TDNET_TRANSPOSES_BLOCKS
+    store_whole_tokens(block, to, floor);
+#else
     store_tokens<true>(block, to, floor);
+#endif
   } else {
     store_tokens<false>(block, to, floor);
   }
