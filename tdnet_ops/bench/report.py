@@ -1,0 +1,157 @@
+"""Tables for people and CSV for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import platform
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import tdnet_ops
+from tdnet_ops.bench.case import Setting
+from tdnet_ops.bench.suite import Row
+
+# Wide enough for every column where the output is no terminal.
+FILE_WIDTH = 170
+
+
+def console() -> Console:
+    """Writes to stdout, never narrower than the tables if that is a file."""
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=FILE_WIDTH)
+
+
+def stamp(setting: Setting, arguments: Sequence[str]) -> dict[str, str]:
+    """What the numbers depend on."""
+    return {
+        "cpu": _cpu_model(),
+        "instruction_set": str(tdnet_ops.build_info()["cpu"]["in_use"]),
+        "threads": str(setting.threads),
+        "layout": setting.layout,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "torch": str(torch.__version__),
+        "tdnet": tdnet_ops.__version__,
+        "command": f"python -m tdnet_ops.bench {shlex.join(arguments)}".strip(),
+    }
+
+
+def _cpu_model() -> str:
+    """Its name as Linux knows it."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def table_of_case(rows: Sequence[Row]) -> Table:
+    """Everybody timed at one case; the ratios say how many times longer a peer takes than ours."""
+    table = Table(title=f"{rows[0].operator} {rows[0].case}: {rows[0].shapes}", box=box.SIMPLE_HEAD)
+    table.title_justify = "left"
+    table.add_column("")
+    for column in (
+        "median ms",
+        "q20",
+        "q80",
+        "ratio",
+        "by round",
+        "GFLOP/s",
+        "GB/s",
+        "% mm",
+        "% mm shapes",
+        "% copy",
+    ):
+        table.add_column(column, justify="right")
+    for row in rows:
+        if row.median_ms is None:
+            continue
+        numbers = (
+            _short(row.median_ms),
+            _short(row.q20_ms),
+            _short(row.q80_ms),
+            _ratio(row.ratio),
+            _ratio(row.ratio_of_rounds),
+            _short(row.gflops),
+            _short(row.gbps),
+            _whole(row.percent_mm),
+            _whole(row.percent_mm_shapes),
+            _whole(row.percent_copy),
+        )
+        style = {"ours": "bold", "roof": "dim"}.get(row.role)
+        name = f"{row.peer} (ours)" if row.role == "ours" else row.peer
+        table.add_row(name, *numbers, style=style)
+    return table
+
+
+def table_of_ratios(rows: Sequence[Row]) -> Table:
+    """One line a case: our time, and every peer's median over ours."""
+    names = list(dict.fromkeys(row.peer for row in rows if row.ratio is not None))
+    table = Table(title="How many times longer than ours (ratio of medians)", box=box.SIMPLE_HEAD)
+    table.title_justify = "left"
+    table.add_column("case")
+    for column in ("ours, ms", "% mm", "% copy", *names):
+        table.add_column(column, justify="right")
+    for ours in (row for row in rows if row.role == "ours"):
+        ratios = {
+            row.peer: row.ratio
+            for row in rows
+            if (row.operator, row.case) == (ours.operator, ours.case)
+        }
+        table.add_row(
+            f"{ours.operator} {ours.case}",
+            _short(ours.median_ms),
+            _whole(ours.percent_mm),
+            _whole(ours.percent_copy),
+            *(_ratio(ratios.get(name)) for name in names),
+        )
+    return table
+
+
+def _short(number: float | None) -> str:
+    """Three significant digits or more, never an exponent."""
+    if number is None:
+        return "-"
+    decimals = 3 if number < 1 else 2 if number < 10 else 1 if number < 100 else 0
+    return f"{number:,.{decimals}f}"
+
+
+def _ratio(number: float | None) -> str:
+    return "-" if number is None else f"{number:.2f}x"
+
+
+def _whole(number: float | None) -> str:
+    return "-" if number is None else f"{number:.0f}"
+
+
+def write_csv(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) -> None:
+    """One line a row, each with the stamp.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    columns = [field.name for field in fields(Row)]
+    with whole_file(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*columns, *stamped])
+        writer.writeheader()
+        writer.writerows({**asdict(row), **stamped} for row in rows)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a name to write to, renamed to `path` at the end: `path` is never half written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
