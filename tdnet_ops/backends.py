@@ -9,6 +9,7 @@ pass, whichever thread runs it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import threading
@@ -64,6 +65,31 @@ def backend(name: str) -> Iterator[None]:
         _forced.name = outer
 
 
+def serves(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels compiled for `architectures` run on a GPU of this compute capability.
+
+    Args:
+        architectures: as TORCH_CUDA_ARCH_LIST, for example "8.0;9.0a;12.0+PTX".
+        capability: (major, minor). Machine code runs on its own and later minor numbers of one
+            major, with the suffix a on exactly its own; PTX on everything that is not older.
+    """
+    for entry in filter(None, architectures.split(";")):
+        number = entry.removesuffix("+PTX")
+        compiled = tuple(map(int, number.rstrip("af").split(".")))
+        if entry.endswith("+PTX") and compiled <= capability and not number.endswith("a"):
+            return True
+        later_minor = compiled[0] == capability[0] and compiled[1] <= capability[1]
+        if compiled == capability or (later_minor and not number.endswith("a")):
+            return True
+    return False
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
 def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run tensors of this device and dtype; None if it can."""
     if name == "reference":
@@ -74,6 +100,13 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return "torch finds no CUDA device"
     if device.type != name:
         return f"its kernels take {name} tensors, got {device.type}"
+    if name == "cuda":
+        capability = _capability(device)
+        if not serves(_library.CUDA_ARCHITECTURES, capability):
+            return (
+                f"its kernels were compiled for {_library.CUDA_ARCHITECTURES}, this GPU is "
+                f"{capability[0]}.{capability[1]}: Triton or the reference has to serve it"
+            )
     if dtype == torch.float64:
         return "its kernels compute in float32, got float64"
     return None

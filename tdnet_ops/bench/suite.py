@@ -134,13 +134,9 @@ def _timed(
         moved_bytes=work[row.peer][1],
         gflops=gflops or None,
         gbps=gbps,
-        percent_mm=_percent(gflops, _rates(work, times, roofs.MM)[0]),
-        percent_mm_shapes=(
-            _percent(gflops, _rates(work, times, roofs.MM_SHAPES)[0])
-            if roofs.MM_SHAPES in times
-            else None
-        ),
-        percent_copy=_percent(gbps, _rates(work, times, roofs.COPY)[1]),
+        percent_mm=_percent(work, times, row.peer, roofs.MM, 0),
+        percent_mm_shapes=_percent(work, times, row.peer, roofs.MM_SHAPES, 0),
+        percent_copy=_percent(work, times, row.peer, roofs.COPY, 1),
     )
 
 
@@ -152,5 +148,15 @@ def _rates(
     return operations / times[name].median / 1e9, moved_bytes / times[name].median / 1e9
 
 
-def _percent(rate: float, roof: float) -> float | None:
-    return 100 * rate / roof if rate else None
+def _percent(
+    work: Mapping[str, tuple[int, int]],
+    times: Mapping[str, Times],
+    name: str,
+    roof: str,
+    kind: int,
+) -> float | None:
+    """The median over rounds of the share of a roof's rate; kind: 0 operations, 1 bytes."""
+    if roof not in times or not work[name][kind]:
+        return None
+    done = work[name][kind] / work[roof][kind]
+    return 100 * done * ratio_of_rounds(times[roof], times[name])

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdnet_ops
+from tdnet_ops import _library, backends
 
 DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
 
@@ -260,6 +261,36 @@ def test_unknown_backend_in_a_context():
         pass
     with pytest.raises((ValueError, TypeError), match=r"backend.*3"), tdnet_ops.backend(3):
         pass
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "expected"),
+    [
+        ("8.0;9.0", (8, 0), True),
+        ("8.0;9.0", (8, 6), True),
+        ("8.6", (8, 0), False),
+        ("8.0;9.0", (7, 5), False),
+        ("8.0;9.0", (10, 0), False),
+        ("8.0;9.0+PTX", (12, 0), True),
+        ("9.0a", (9, 0), True),
+        ("9.0a+PTX", (10, 0), False),
+        ("10.0f", (10, 3), True),
+        ("", (9, 0), False),
+    ],
+)
+def test_which_gpus_the_compiled_architectures_serve(architectures, capability, expected):
+    assert backends.serves(architectures, capability) is expected
+
+
+def test_an_older_gpu_is_refused_with_the_ways_that_remain(monkeypatch):
+    monkeypatch.setattr(_library, "CUDA_ARCHITECTURES", "8.0;9.0+PTX")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "_capability", lambda device: (7, 5))
+    reason = backends.refusal("cuda", torch.device("cuda"), torch.float32)
+    assert reason is not None
+    assert all(part in reason for part in ("8.0;9.0+PTX", "7.5", "Triton", "reference"))
+    monkeypatch.setattr(backends, "_capability", lambda device: (8, 9))
+    assert backends.refusal("cuda", torch.device("cuda"), torch.float32) is None
 
 
 def test_build_info_says_what_can_run():

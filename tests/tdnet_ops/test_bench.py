@@ -154,12 +154,19 @@ def test_ratios_and_rates():
     assert published.ratio == pytest.approx(published.median_ms / ours.median_ms)
     assert ours.gflops == pytest.approx(problem.operations / ours.median_ms / 1e6)
     assert ours.gbps == pytest.approx(problem.compulsory_bytes / ours.median_ms / 1e6)
-    assert ours.percent_mm == pytest.approx(100 * ours.gflops / mm.gflops)
-    assert ours.percent_mm_shapes == pytest.approx(100 * ours.gflops / shapes.gflops)
-    assert ours.percent_copy == pytest.approx(100 * ours.gbps / copy.gbps)
+    assert mm.percent_mm == shapes.percent_mm_shapes == copy.percent_copy == 100
+    assert None not in (ours.percent_mm, ours.percent_mm_shapes, ours.percent_copy)
     assert mm.operations == 2 * 16**3
     assert shapes.operations == problem.operations
     assert copy.gflops is None
+
+
+def test_shares_are_taken_round_by_round():
+    times = {"cpu": measure.Times((1.0, 2.0, 9.0), 1), roofs.MM: measure.Times((2.0, 4.0, 6.0), 1)}
+    work = {"cpu": (30, 7), roofs.MM: (10, 1)}
+    assert suite._percent(work, times, "cpu", roofs.MM, 0) == 100 * 3 * 2
+    assert suite._percent(work, times, "cpu", roofs.COPY, 1) is None
+    assert suite._percent({**work, "cpu": (0, 7)}, times, "cpu", roofs.MM, 0) is None
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
