@@ -123,8 +123,8 @@ Tensor propagate_projected(const Tensor& layout, int64_t height, int64_t width, 
                            const Projection& projection,
                            const std::function<FillLogits()>& make_fill) {
   const int64_t batch = layout.size(0), queries = height * width, keys = v.size(2) * v.size(3);
-  if (projection.weight && !folding_is_cheaper(queries, keys, projection.weight->size(1),
-                                               projection.weight->size(0))) {
+  if (projection.weight &&
+      !folding_is_cheaper(queries, keys, projection.weight->size(1), projection.weight->size(0))) {
     const Tensor attended = propagate_projected(layout, height, width, v, {}, make_fill);
     const std::array<int64_t, 4> size{projection.weight->size(0), projection.weight->size(1), 1, 1};
     const Tensor weight = torch::stable::reshape(*projection.weight, size);
