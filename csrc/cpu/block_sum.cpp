@@ -25,18 +25,35 @@ Tensor block_sum_reduce(const std::vector<Tensor>& blocks, const std::vector<Ten
   return from_float(out, blocks[0].scalar_type());
 }
 
-// act(sum of partials + bias) in the order of the list. All have the layout of `out`.
+// act(sum of partials + bias) in the order of the list. All have the layout of `out`: rows of
+// adjacent channels (channels_last) or of the pixels of one channel.
 void sum_partials(const std::vector<const float*>& partials, const float* bias, bool relu,
-                  int64_t channels, int64_t channel_stride, const Tensor& out) {
+                  const Tensor& out) {
+  const int64_t channels = out.size(1), pixels = out.size(2) * out.size(3);
+  const bool channels_last = out.stride(1) == 1;
+  const int64_t row_size = channels_last ? channels : pixels;
   float* data = out.mutable_data_ptr<float>();
-  torch::stable::parallel_for(0, out.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      float total = partials[0][i];
-      for (size_t p = 1; p < partials.size(); ++p) total += partials[p][i];
-      if (bias) total += bias[i / channel_stride % channels];
-      data[i] = relu && total < 0 ? 0 : total;
+  const auto sum_row = [&](int64_t row) {
+    float* to = data + row * row_size;
+    std::copy_n(partials[0] + row * row_size, row_size, to);
+    for (size_t p = 1; p < partials.size(); ++p) {
+      const float* from = partials[p] + row * row_size;
+      for (int64_t i = 0; i < row_size; ++i) to[i] += from[i];
     }
-  });
+    if (bias && channels_last) {
+      for (int64_t i = 0; i < row_size; ++i) to[i] += bias[i];
+    } else if (bias) {
+      for (int64_t i = 0; i < row_size; ++i) to[i] += bias[row % channels];
+    }
+    if (relu) {
+      for (int64_t i = 0; i < row_size; ++i) to[i] = to[i] < 0 ? 0 : to[i];
+    }
+  };
+  const int64_t rows = out.size(0) * (channels_last ? pixels : channels);
+  torch::stable::parallel_for(0, rows, divide_up(1 << 14, row_size),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t row = begin; row < end; ++row) sum_row(row);
+                              });
 }
 
 std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials, int64_t index,
@@ -68,8 +85,7 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
   if (bias) bias_float = torch::stable::contiguous(to_float(*bias));
   const Tensor total = torch::stable::empty_like(partial);
   sum_partials(data, bias_float ? bias_float->const_data_ptr<float>() : nullptr,
-               activation == "relu", partial.size(1),
-               channels_last ? 1 : partial.size(2) * partial.size(3), total);
+               activation == "relu", total);
   return {from_float(partial, x.scalar_type()), from_float(total, x.scalar_type())};
 }
 

@@ -35,7 +35,6 @@ void pack_weight(const Tensor& weight, const TileLoops& loops, float* out) {
 
 // The input pixels under one tap of `lanes` consecutive output pixels.
 struct PixelRun {
-  static constexpr int kMostLanes = 64;
   const float* pixels[kMostLanes];  // null outside the map
   bool adjacent;                    // pixels[i] == pixels[0] + i
 };
@@ -64,7 +63,12 @@ PixelRun locate(const Tensor& x, int64_t b, int64_t first, int64_t end, int64_t 
 
 // panel [channels, lanes] of the channels from `first_channel` on.
 void pack_pixels(const PixelRun& run, int64_t channel_stride, int64_t first_channel,
-                 int64_t channels, int lanes, float* panel) {
+                 int64_t channels, const TileLoops& loops, float* panel) {
+  const int lanes = loops.lanes;
+  if (channel_stride == 1) {
+    loops.pack_rows(run.pixels, first_channel, channels, 1.0f, panel);
+    return;
+  }
   if (run.adjacent) {
     for (int64_t c = 0; c < channels; ++c) {
       std::memcpy(panel + c * lanes, run.pixels[0] + (first_channel + c) * channel_stride,
@@ -131,7 +135,7 @@ Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
         const int64_t channels = tap.x->size(1);
         for (int64_t c = 0; c < channels; c += loops.depth) {
           const int64_t count = std::min<int64_t>(loops.depth, channels - c);
-          pack_pixels(run, tap.x->stride(1), c, count, loops.lanes, panel.get());
+          pack_pixels(run, tap.x->stride(1), c, count, loops, panel.get());
           const auto product = started ? loops.product_add : loops.product;
           started = true;
           for (int64_t strip = 0; strip < strips; ++strip) {

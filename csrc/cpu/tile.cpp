@@ -23,6 +23,13 @@ Tokens tokens(torch::stable::Tensor& map) {
 void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, int64_t channels,
                  int width, float factor, float* out) {
   const int64_t valid = std::min<int64_t>(width, end - first);
+  const TileLoops& loops = tile_loops();
+  if (source.channel == 1 && width == loops.lanes) {
+    const float* rows[kMostLanes];
+    for (int64_t i = 0; i < width; ++i) rows[i] = i < valid ? source.at(b, 0, first + i) : nullptr;
+    loops.pack_rows(rows, 0, channels, factor, out);
+    return;
+  }
   for (int64_t c = 0; c < channels; ++c) {
     const float* row = source.at(b, c, first);
     float* to = out + c * width;

@@ -25,8 +25,10 @@ struct Epilogue {
   bool relu;
 };
 
+constexpr int kMostLanes = 64;
+
 // One instruction set's loops. Panels are [depth, lanes], strips are [depth, rows], blocks are
-// [rows, lanes].
+// [rows, lanes]; lanes <= kMostLanes.
 struct TileLoops {
   int rows;
   int lanes;
@@ -34,6 +36,8 @@ struct TileLoops {
   void (*product)(int64_t depth, const float* strip, const float* panel, float* block);
   void (*product_add)(int64_t depth, const float* strip, const float* panel, float* block);
   void (*softmax_panel)(float* logits, int64_t keys, float* inverse_sum);
+  void (*pack_rows)(const float* const* rows, int64_t first, int64_t count, float factor,
+                    float* out);
   void (*finish_block)(float* block, const Epilogue& epilogue);
 };
 

@@ -137,12 +137,11 @@ static inline void store_tokens(const float* block, const Epilogue& to, float fl
   }
 }
 
-#if TDNET_VECTOR_FLOATS == 16 && __has_builtin(__builtin_shufflevector)
-#define TDNET_TRANSPOSES_BLOCKS
-
-typedef float LooseHalf __attribute__((vector_size(32), aligned(4)));
+#if __has_builtin(__builtin_shufflevector)
+#define TDNET_INTERLEAVES
 
 // a0 b0 a1 b1 ... of the lower or the upper halves.
+#if TDNET_VECTOR_FLOATS == 16
 static inline Vector interleave_low(Vector a, Vector b) {
   return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
 }
@@ -150,27 +149,85 @@ static inline Vector interleave_high(Vector a, Vector b) {
   return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
                                  31);
 }
+#elif TDNET_VECTOR_FLOATS == 8
+static inline Vector interleave_low(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+static inline Vector interleave_high(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+#else
+static inline Vector interleave_low(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+static inline Vector interleave_high(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+#endif
 
-// Stores a finished block whose eight channels are adjacent in memory, sixteen tokens at a time:
-// three rounds of interleaving turn 8 rows of 16 tokens into 16 tokens of 8 channels.
+// Transposes: kCount vectors, read in a row as [kCount, kWidth], become [kWidth, kCount]. Each
+// round of interleaving the first half with the second rotates the bits of every number's place by
+// one.
+template <int kCount>
+static inline void transpose(Vector (&x)[kCount]) {
+  Vector next[kCount];
+#pragma GCC unroll 4
+  for (int round = 1; round < kCount; round *= 2) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kCount / 2; ++r) {
+      next[2 * r] = interleave_low(x[r], x[r + kCount / 2]);
+      next[2 * r + 1] = interleave_high(x[r], x[r + kCount / 2]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kCount; ++r) x[r] = next[r];
+  }
+}
+#endif
+
+// Packs rows of adjacent numbers side by side: out[c * kLanes + i] = rows[i][first + c] * factor,
+// zeros where rows[i] is null.
+void pack_rows(const float* const* rows, int64_t first, int64_t count, float factor, float* out) {
+  int64_t c = 0;
+#ifdef TDNET_INTERLEAVES
+  for (; c + kWidth <= count; c += kWidth) {
+    for (int v = 0; v < kVectors; ++v) {
+      Vector square[kWidth];
+#pragma GCC unroll 16
+      for (int r = 0; r < kWidth; ++r) {
+        const float* row = rows[v * kWidth + r];
+        square[r] =
+            row ? *reinterpret_cast<const LooseVector*>(row + first + c) * factor : Vector{};
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int r = 0; r < kWidth; ++r) {
+        *reinterpret_cast<Vector*>(out + (c + r) * kLanes + v * kWidth) = square[r];
+      }
+    }
+  }
+#endif
+  for (; c < count; ++c) {
+    for (int i = 0; i < kLanes; ++i) {
+      out[c * kLanes + i] = rows[i] ? rows[i][first + c] * factor : 0.0f;
+    }
+  }
+}
+
+#if TDNET_VECTOR_FLOATS == 16 && defined(TDNET_INTERLEAVES)
+#define TDNET_TRANSPOSES_BLOCKS
+
+typedef float LooseHalf __attribute__((vector_size(32), aligned(4)));
+
+// Stores a finished block whose eight channels are adjacent in memory, sixteen tokens at a time.
 static inline void store_whole_tokens(const float* block, const Epilogue& to, float floor) {
   for (int64_t first = 0; first < to.lanes; first += kWidth) {
-    Vector from[kRows], into[kRows];
+    Vector rows[kRows];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      from[r] = *reinterpret_cast<const Vector*>(block + r * kLanes + first);
+      rows[r] = *reinterpret_cast<const Vector*>(block + r * kLanes + first);
     }
-#pragma GCC unroll 3
-    for (int round = 0; round < 3; ++round) {
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows / 2; ++r) {
-        into[2 * r] = interleave_low(from[r], from[r + kRows / 2]);
-        into[2 * r + 1] = interleave_high(from[r], from[r + kRows / 2]);
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) from[r] = into[r];
-    }
-    const float* tokens = reinterpret_cast<const float*>(into);
+    transpose(rows);
+    const float* tokens = reinterpret_cast<const float*>(rows);
     const int64_t count = to.lanes - first < kWidth ? to.lanes - first : kWidth;
     for (int64_t i = 0; i < count; ++i) {
       LooseHalf value = *reinterpret_cast<const LooseHalf*>(tokens + i * kRows);
@@ -213,5 +270,9 @@ void finish_block(float* block, const Epilogue& to) {
 TileLoops tile_loops() {
   // A panel of kDepth rows stays in the first-level cache together with one strip.
   constexpr int kDepth = kWidth == 16 ? 128 : 256;
-  return {kRows, kLanes, kDepth, &product<false>, &product<true>, &softmax_panel, &finish_block};
+  return {kRows,          kLanes,         kDepth,     &product<false>,
+          &product<true>, &softmax_panel, &pack_rows, &finish_block};
 }
+
+#undef TDNET_INTERLEAVES
+#undef TDNET_TRANSPOSES_BLOCKS
