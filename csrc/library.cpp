@@ -1,40 +1,14 @@
-// Every operator's schema, once. Kernels register themselves from cpu/ and cuda/; Python registers
-// the rest (fake kernels, autograd, autocast, the fallback for other devices) in
+// torch.ops.tdnet and the module tdnet_ops._C. Kernels register themselves from cpu/ and cuda/;
+// Python registers the rest (fake kernels, autograd, autocast, the fallback for other devices) in
 // tdnet_ops/registration.py.
 
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/instruction_sets.h"
+#include "schemas.h"
 
-STABLE_TORCH_LIBRARY(tdnet, m) {
-  m.def("spatial_pool(Tensor x, int stride, str mode=\"max\") -> Tensor");
-  m.def(
-      "pooled_affinity(Tensor q, Tensor k, int stride=1, str mode=\"max\", float? scale=None, *, "
-      "bool allow_tf32=False) -> Tensor");
-  m.def(
-      "softmax_propagate(Tensor affinity, Tensor v, SymInt[2] size, Tensor? residual=None, "
-      "Tensor? weight=None, Tensor? bias=None, *, bool allow_tf32=False) -> Tensor");
-  m.def(
-      "attention_propagate(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
-      "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
-      "-> Tensor");
-  m.def(
-      "attention_propagate_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? weight, "
-      "float? scale) -> (Tensor, Tensor, Tensor, Tensor)");
-  // No defaults where a list of tensors is differentiated: torch drops trailing arguments that
-  // equal their default and then expects as many fewer gradients.
-  m.def(
-      "block_sum_reduce(Tensor[] blocks, Tensor[] weights, Tensor? bias, int padding, "
-      "int dilation, str activation, *, bool allow_tf32=False) -> Tensor");
-  m.def(
-      "block_sum_update(Tensor[] partials, int index, Tensor x, Tensor weight, Tensor? bias, "
-      "int padding, int dilation, str activation, *, bool allow_tf32=False) "
-      "-> (Tensor, Tensor)");
-  m.def(
-      "upsample_argmax(Tensor logits, SymInt[2] size, bool align_corners=False, "
-      "ScalarType dtype=uint8) -> Tensor");
-}
+STABLE_TORCH_LIBRARY(tdnet, m) { tdnet::define_operators(m); }
 
 // tdnet_ops._C: importing it loads the library; its constants say what was compiled in
 // (build_info()).

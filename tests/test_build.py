@@ -18,8 +18,6 @@ sys.path.append(str(ROOT / "build_tools"))
 
 from tdnet_build import backend, cuda, extension, find_torch  # noqa: E402
 
-KERNEL = [Path("csrc/cuda/kernel.cu")]
-
 
 def write_script(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,31 +60,25 @@ def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", ["", "2", "on", "AUTO"])
 def test_unknown_cuda_switch_is_refused(value):
     with pytest.raises(cuda.BuildError, match=rf"TDNET_CUDA='{value}' is not one of auto, 0, 1"):
-        cuda.plan_cuda(KERNEL, {"TDNET_CUDA": value})
+        cuda.plan_cuda({"TDNET_CUDA": value})
 
 
 def test_cuda_off_says_so():
-    plan = cuda.plan_cuda(KERNEL, {"TDNET_CUDA": "0"})
+    plan = cuda.plan_cuda({"TDNET_CUDA": "0"})
     assert plan.toolkit is None
     assert plan.architectures == ""
     assert plan.status == "not compiled in: switched off by TDNET_CUDA=0"
 
 
 def test_cuda_auto_without_nvcc_goes_on_and_says_why(no_toolkit):
-    plan = cuda.plan_cuda(KERNEL, {})
+    plan = cuda.plan_cuda({})
     assert plan.toolkit is None
     assert plan.status.startswith("not compiled in: no nvcc")
 
 
 def test_cuda_forced_without_nvcc_is_refused(no_toolkit):
     with pytest.raises(cuda.BuildError, match="TDNET_CUDA=1 cannot be met: no nvcc"):
-        cuda.plan_cuda(KERNEL, {"TDNET_CUDA": "1"})
-
-
-def test_without_cuda_sources_auto_goes_on_and_forced_is_refused():
-    assert "this version has no CUDA sources" in cuda.plan_cuda([], {}).status
-    with pytest.raises(cuda.BuildError, match="this version has no CUDA sources"):
-        cuda.plan_cuda([], {"TDNET_CUDA": "1"})
+        cuda.plan_cuda({"TDNET_CUDA": "1"})
 
 
 @pytest.mark.parametrize(
@@ -98,15 +90,15 @@ def test_without_cuda_sources_auto_goes_on_and_forced_is_refused():
 )
 def test_unusable_nvcc_is_left_out_or_refused(tmp_path, toolkit, reason):
     environ = {"CUDA_HOME": str(fake_toolkit(tmp_path / "cuda", **toolkit)), "PATH": os.defpath}
-    plan = cuda.plan_cuda(KERNEL, environ)
+    plan = cuda.plan_cuda(environ)
     assert plan.toolkit is None
     with pytest.raises(cuda.BuildError, match=reason):
-        cuda.plan_cuda(KERNEL, {**environ, "TDNET_CUDA": "1"})
+        cuda.plan_cuda({**environ, "TDNET_CUDA": "1"})
 
 
 def test_usable_nvcc_is_taken(tmp_path):
     toolkit = fake_toolkit(tmp_path / "cuda")
-    plan = cuda.plan_cuda(KERNEL, {"CUDA_HOME": str(toolkit), "PATH": os.defpath})
+    plan = cuda.plan_cuda({"CUDA_HOME": str(toolkit), "PATH": os.defpath})
     assert plan.nvcc == toolkit / "bin" / "nvcc"
     assert plan.architectures == "8.0;8.6;9.0+PTX"
     assert plan.status == "compiled in by nvcc 13.0 for 8.0;8.6;9.0+PTX"
@@ -272,6 +264,20 @@ def test_library_needs_no_particular_torch_build():
     }
 
 
+def test_streams_of_torch_are_found_by_name():
+    """csrc/cuda/device.h asks libtorch_cuda for them, which torch has loaded if it has CUDA."""
+    program = (
+        "import ctypes, os, torch; "
+        "ctypes.CDLL('libtorch_cuda.so', mode=os.RTLD_NOLOAD | os.RTLD_LAZY)"
+        ".aoti_torch_get_current_cuda_stream"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if torch.version.cuda is None:
+        assert "libtorch_cuda.so: cannot open shared object" in result.stderr
+    else:
+        assert result.returncode == 0, result.stderr
+
+
 @pytest.fixture
 def cmake() -> Callable[..., subprocess.CompletedProcess]:
     """Return a function that runs cmake, of the environment's own or the system's."""
@@ -310,7 +316,7 @@ def test_cmake_refuses_an_unknown_switch(tmp_path, cmake):
     assert "TDNET_CUDA=1 is not one of AUTO, ON, OFF" in result.stderr
 
 
-def test_cmake_forced_cuda_without_sources_or_nvcc_is_refused(tmp_path, cmake):
+def test_cmake_forced_cuda_without_nvcc_is_refused(tmp_path, cmake):
     flags = ["-G", "Ninja", "-DTDNET_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}"]
     result = cmake("-S", ROOT, "-B", tmp_path, *flags, "-DCMAKE_CUDA_COMPILER=NOTFOUND")
     assert result.returncode != 0

@@ -42,8 +42,8 @@ class CudaPlan:
         return self.toolkit / "bin" / "nvcc"
 
 
-def plan_cuda(sources: Sequence[Path], environ: Mapping[str, str] = os.environ) -> CudaPlan:
-    """Decide from TDNET_CUDA (auto, 0 or 1), the sources and the toolkit found.
+def plan_cuda(environ: Mapping[str, str] = os.environ) -> CudaPlan:
+    """Decide from TDNET_CUDA (auto, 0 or 1) and the toolkit found.
 
     Raises:
         BuildError: TDNET_CUDA has another value, or is 1 and CUDA code cannot be compiled here,
@@ -55,7 +55,7 @@ def plan_cuda(sources: Sequence[Path], environ: Mapping[str, str] = os.environ) 
     if switch == "0":
         return CudaPlan(None, "", "not compiled in: switched off by TDNET_CUDA=0")
     try:
-        return _plan_with_toolkit(sources, environ)
+        return _plan_with_toolkit(environ)
     except _NoCudaError as reason:
         if switch == "1":
             raise BuildError(f"TDNET_CUDA=1 cannot be met: {reason}") from None
@@ -66,9 +66,7 @@ class _NoCudaError(Exception):
     """A reason that leaves CUDA out of an automatic build and stops a forced one."""
 
 
-def _plan_with_toolkit(sources: Sequence[Path], environ: Mapping[str, str]) -> CudaPlan:
-    if not sources:
-        raise _NoCudaError("this version has no CUDA sources")
+def _plan_with_toolkit(environ: Mapping[str, str]) -> CudaPlan:
     toolkit = find_toolkit(environ)
     if toolkit is None:
         raise _NoCudaError("no nvcc (looked at CUDA_HOME, CUDA_PATH, PATH and /usr/local/cuda)")

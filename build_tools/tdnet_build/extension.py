@@ -150,6 +150,8 @@ def nvcc_command(settings: Settings, torch: Torch, plan: CudaPlan) -> list[str]:
         *host_compiler_flags(),
         *CUDA_FLAGS,
         *("-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
+        # A kernel is shaped for its registers: one that spills is a defect.
+        "-Xptxas=--warn-on-spills",
         *(["-Werror=all-warnings"] if settings.warnings_are_errors else []),
         *architecture_flags(plan.architectures),
         *ABI_DEFINITIONS,
@@ -231,7 +233,7 @@ def build_library(version: str, target: Path, object_folder: Path) -> None:
         BuildError: something needed is missing or a compiler failed.
     """
     settings = Settings.from_environment()
-    plan = plan_cuda(cuda_sources())
+    plan = plan_cuda()
     torch = find_torch()
     if torch is None:
         raise BuildError(f"no {TORCH_REQUIREMENT} found to build with; install it first")

@@ -1,0 +1,37 @@
+// softmax(scale queries keys^T) values + bias + residual on tensor cores in half precision, for 64
+// channels of queries and keys: the tuned kernel of attention_propagate. (propagate.cuh has the
+// general one.)
+
+#pragma once
+
+#include <cstdint>
+
+#include "map.h"
+#include "propagate.cuh"
+
+namespace tdnet::cuda {
+
+template <class T>  // __half or __nv_bfloat16
+struct TensorCoreAttention {
+  Map<const T> queries;   // 64 channels, any strides
+  const T* keys;          // [B, key_count, 64], 16-byte aligned
+  const T* values;        // [B, key_count, value_stride], 16-byte aligned, of out.channels channels
+  int64_t value_stride;   // a multiple of 8
+  const T* bias;          // [channels] or null
+  Map<const T> residual;  // data null: none
+  Map<T> out;             // whole: NCHW contiguous or channels_last
+  float scale;
+  int batch, key_count;
+  // With more than one part `out` is only a shape, bias and residual are left out, and the maxima
+  // are those of the logits times scale log2(e). channel_stride is a multiple of 8.
+  PartialSums partial;
+};
+
+// Parts of the keys that fill the current device.
+int tensor_core_attention_splits(int batch, int queries, int channels, int key_count);
+
+template <class T>
+cudaError_t launch_tensor_core_attention(const TensorCoreAttention<T>& problem,
+                                         cudaStream_t stream);
+
+}  // namespace tdnet::cuda

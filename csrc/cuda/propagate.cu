@@ -1,0 +1,460 @@
+// A block owns 64 queries and 128 channels of the result, 4 warps of 16 queries each. Over tiles of
+// 64 keys: logits = queries keys^T in chunks of 64 channels (or the given logits), running maximum
+// and sum in registers, weights through shared memory as the first operand of weights values.
+//
+// Shared memory, in bytes (half precision / float32):
+//   queries  64 x 64 channels   9,216 / 17,408
+//   keys     64 x 64 channels   9,216 / 17,408
+//   values   64 x 128 channels 17,408 / 34,816
+//   weights  64 x 64 keys       9,216 / 17,408
+//   in all                     45,056 / 87,040   (99 KB is what every architecture since sm_80 has)
+// The finished tile, 64 x 128 float32, goes out over the first three.
+//
+// Registers a thread: 64 sums, 32 logits, 4 of the softmax, and the fragments of one product.
+
+#include <algorithm>
+#include <cmath>
+
+#include "multiprocessors.h"
+#include "maps.cuh"
+#include "product.cuh"
+#include "propagate.cuh"
+
+namespace tdnet::cuda {
+namespace {
+
+constexpr int kQueries = 64, kKeys = 64, kDepth = 64, kChannels = 128;
+constexpr int kWarps = 4, kThreads = 32 * kWarps, kWarpQueries = kQueries / kWarps;
+static_assert(kWarpQueries == 16, "a warp's queries are one row tile of the fragments");
+constexpr float kLog2E = 1.4426950408889634f;
+
+using Logits = Accumulator<1, kKeys / 8>;
+using Sums = Accumulator<1, kChannels / 8>;
+
+template <class T>
+struct SharedTiles {
+  static constexpr int kDepthStride = stride_along<T>(kDepth), kKeyStride = stride_along<T>(kKeys);
+  static constexpr int kChannelStride = stride_down(kChannels), kStageStride = kChannels + 1;
+  static constexpr int kQuerySize = kQueries * kDepthStride, kKeySize = kKeys * kDepthStride;
+  static constexpr int kValueSize = kKeys * kChannelStride, kWeightSize = kQueries * kKeyStride;
+  static constexpr size_t kBytes = (kQuerySize + kKeySize + kValueSize + kWeightSize) * sizeof(T);
+  static_assert(kBytes <= 99 * 1024);
+  static_assert(kQueries * kStageStride * 4 <= (kQuerySize + kKeySize + kValueSize) * sizeof(T));
+
+  T *queries, *keys, *values, *weights;
+  float* stage;
+
+  __device__ explicit SharedTiles(unsigned char* memory)
+      : queries(reinterpret_cast<T*>(memory)),
+        keys(queries + kQuerySize),
+        values(keys + kKeySize),
+        weights(values + kValueSize),
+        stage(reinterpret_cast<float*>(memory)) {}
+};
+
+// The maximum and the sum of the two rows that a lane holds numbers of.
+struct RowState {
+  float maximum[2], sum[2];
+};
+
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
+
+// The keys of one block: whole tiles, as even as the split allows.
+struct KeyRange {
+  int first, last;
+
+  __device__ KeyRange(int key_count, int split, int splits) {
+    const int64_t tiles = (key_count + kKeys - 1) / kKeys;
+    first = static_cast<int>(tiles * split / splits) * kKeys;
+    last = min(static_cast<int>(tiles * (split + 1) / splits) * kKeys, key_count);
+  }
+};
+
+// logits = queries keys^T for 64 keys from first_key on. The copy of the first chunk is under way,
+// and one newer group of copies with it; further chunks are loaded here.
+template <Engine kEngine, class T>
+__device__ __forceinline__ void compute_logits(const Propagation<T>& p, SharedTiles<T>& tiles,
+                                               int64_t b, int first_query, int first_key,
+                                               Logits& logits) {
+  using Tiles = SharedTiles<T>;
+  logits.clear();
+  for (int channel = 0;; channel += kDepth) {
+    if (channel == 0) {
+      copy_async_wait<1>();
+    } else {
+      load_tile<kQueries, kDepth, kThreads>(tiles.queries, Tiles::kDepthStride, p.queries, b,
+                                            first_query, channel);
+      load_tile<kKeys, kDepth, kThreads>(tiles.keys, Tiles::kDepthStride, p.keys, b, first_key,
+                                         channel);
+      copy_async_commit();
+      copy_async_wait<0>();
+    }
+    __syncthreads();
+    const int row = threadIdx.x / 32 * kWarpQueries;
+    multiply_add<kEngine, kDepth, Operand::kDepthAlong>(
+        logits, tiles.queries + row * Tiles::kDepthStride, Tiles::kDepthStride, tiles.keys,
+        Tiles::kDepthStride);
+    if (channel + kDepth >= p.queries.channels) return;
+    __syncthreads();
+  }
+}
+
+// The given logits of the warp's queries, whose copy is under way.
+template <class T>
+__device__ __forceinline__ void read_logits(const SharedTiles<T>& tiles, Logits& logits) {
+  copy_async_wait<1>();
+  __syncthreads();
+  const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * kWarpQueries;
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = first + fragment_row(lane, i), column = 8 * n + fragment_column(lane, i);
+      logits.at[0][n][i] =
+          Number<T>::to_float(tiles.weights[row * SharedTiles<T>::kKeyStride + column]);
+    }
+  }
+  __syncwarp();  // The weights take the place of the logits.
+}
+
+// Turns logits (times `sign`) into weights 2^((logit - maximum) log2_scale), 0 from key `keys_left`
+// on, and the sums so far to the new maximum.
+__device__ __forceinline__ void softmax_step(Logits& logits, float sign, float log2_scale,
+                                             int keys_left, RowState& rows, Sums& sums) {
+  const int lane = threadIdx.x % 32;
+  float maximum[2] = {rows.maximum[0], rows.maximum[1]};
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      logits.at[0][n][i] *= sign;
+      const bool exists = 8 * n + fragment_column(lane, i) < keys_left;
+      maximum[i / 2] = fmaxf(maximum[i / 2], exists ? logits.at[0][n][i] : minus_infinity());
+    }
+  }
+  float correction[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    // Four neighbouring lanes hold a row.
+    maximum[h] = fmaxf(maximum[h], __shfl_xor_sync(~0u, maximum[h], 1));
+    maximum[h] = fmaxf(maximum[h], __shfl_xor_sync(~0u, maximum[h], 2));
+    // Nothing but -inf so far: no difference may become -inf - -inf.
+    const float base = maximum[h] == minus_infinity() ? 0.f : maximum[h];
+    correction[h] = rows.maximum[h] == minus_infinity()
+                        ? 0.f
+                        : exp2_approximate((rows.maximum[h] - base) * log2_scale);
+    rows.maximum[h] = maximum[h];
+    rows.sum[h] *= correction[h];
+    maximum[h] = base;
+  }
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool exists = 8 * n + fragment_column(lane, i) < keys_left;
+      const float weight = exp2_approximate((logits.at[0][n][i] - maximum[i / 2]) * log2_scale);
+      logits.at[0][n][i] = exists ? weight : 0.f;
+      rows.sum[i / 2] += logits.at[0][n][i];
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kChannels / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums.at[0][n][i] *= correction[i / 2];
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_weights(const Logits& weights, const SharedTiles<T>& tiles) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * kWarpQueries;
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = first + fragment_row(lane, i), column = 8 * n + fragment_column(lane, i);
+      tiles.weights[row * SharedTiles<T>::kKeyStride + column] =
+          Number<T>::from_float(weights.at[0][n][i]);
+    }
+  }
+  __syncwarp();  // A warp reads its own rows only.
+}
+
+// The normalised tile goes out by way of shared memory, so that neighbouring threads write
+// neighbouring addresses in either layout.
+template <class T>
+__device__ __forceinline__ void store_result(const Propagation<T>& p, const SharedTiles<T>& tiles,
+                                             int64_t b, int first_query, int first_channel,
+                                             const RowState& rows, const Sums& sums) {
+  constexpr int kStride = SharedTiles<T>::kStageStride;
+  const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * kWarpQueries;
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < kChannels / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = first + fragment_row(lane, i), column = 8 * n + fragment_column(lane, i);
+      tiles.stage[row * kStride + column] = sums.at[0][n][i] / rows.sum[i / 2];
+    }
+  }
+  __syncthreads();
+  const bool along_tokens = p.out.access == Access::kTokens;
+  for (int i = threadIdx.x; i < kQueries * kChannels; i += kThreads) {
+    const int row = along_tokens ? i % kQueries : i / kChannels;
+    const int column = along_tokens ? i / kQueries : i % kChannels;
+    const int query = first_query + row, channel = first_channel + column;
+    if (query >= p.out.tokens || channel >= p.out.channels) continue;
+    float value = tiles.stage[row * kStride + column];
+    if (p.bias) value += Number<T>::to_float(p.bias[channel]);
+    if (p.residual.data) {
+      value += Number<T>::to_float(p.residual.data[p.residual.offset(b, channel, query)]);
+    }
+    p.out.data[p.out.offset(b, channel, query)] = Number<T>::from_float(value);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_partial(const Propagation<T>& p, int64_t b, int split,
+                                              int first_query, int first_channel,
+                                              const RowState& rows, const Sums& sums) {
+  const int lane = threadIdx.x % 32;
+  const int queries = p.out.tokens;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int query = first_query + threadIdx.x / 32 * kWarpQueries + fragment_row(lane, 2 * h);
+    if (query >= queries) continue;
+    const int64_t row = (int64_t{split} * p.batch + b) * queries + query;
+    if (first_channel == 0 && lane % 4 == 0) {
+      p.partial.maxima[row] = rows.maximum[h];
+      p.partial.row_sums[row] = rows.sum[h];
+    }
+#pragma unroll
+    for (int n = 0; n < kChannels / 8; ++n) {
+#pragma unroll
+      for (int i = 2 * h; i < 2 * h + 2; ++i) {
+        const int channel = first_channel + 8 * n + fragment_column(lane, i);
+        if (channel < p.out.channels) {
+          p.partial.sums[row * p.partial.channel_stride + channel] = sums.at[0][n][i];
+        }
+      }
+    }
+  }
+}
+
+// Grid: x query tiles of all batches, y slices of channels, z splits of the keys.
+template <class T, Engine kEngine, bool kLogitsGiven>
+__global__ void __launch_bounds__(kThreads, 2)
+    propagate(const __grid_constant__ Propagation<T> p) {
+  using Tiles = SharedTiles<T>;
+  TDNET_DYNAMIC_SHARED(memory);
+  Tiles tiles(memory);
+  const int query_tiles = (p.out.tokens + kQueries - 1) / kQueries;
+  const int64_t b = blockIdx.x / query_tiles;
+  const int first_query = blockIdx.x % query_tiles * kQueries;
+  const int first_channel = blockIdx.y * kChannels;
+  const KeyRange range(p.key_count, blockIdx.z, p.partial.splits);
+
+  RowState rows = {{minus_infinity(), minus_infinity()}, {0.f, 0.f}};
+  Sums sums;
+  sums.clear();
+  // The softmax works with a positive scale.
+  const float sign = kLogitsGiven || p.scale >= 0.f ? 1.f : -1.f;
+  const float log2_scale = kLogitsGiven ? kLog2E : fabsf(p.scale) * kLog2E;
+
+  for (int first_key = range.first; first_key < range.last; first_key += kKeys) {
+    __syncthreads();  // The last tile has been read.
+    if constexpr (kLogitsGiven) {
+      load_tile<kQueries, kKeys, kThreads>(tiles.weights, Tiles::kKeyStride, p.affinity, b,
+                                           first_query, first_key);
+    } else {
+      if (first_key == range.first || p.queries.channels > kDepth) {
+        load_tile<kQueries, kDepth, kThreads>(tiles.queries, Tiles::kDepthStride, p.queries, b,
+                                              first_query, 0);
+      }
+      load_tile<kKeys, kDepth, kThreads>(tiles.keys, Tiles::kDepthStride, p.keys, b, first_key, 0);
+    }
+    copy_async_commit();
+    load_tile<kKeys, kChannels, kThreads>(tiles.values, Tiles::kChannelStride, p.values, b,
+                                          first_key, first_channel);
+    copy_async_commit();
+
+    Logits logits;
+    if constexpr (kLogitsGiven) {
+      read_logits(tiles, logits);
+    } else {
+      compute_logits<kEngine>(p, tiles, b, first_query, first_key, logits);
+    }
+    softmax_step(logits, sign, log2_scale, p.key_count - first_key, rows, sums);
+    store_weights(logits, tiles);
+    copy_async_wait<0>();
+    __syncthreads();
+    const int row = threadIdx.x / 32 * kWarpQueries;
+    multiply_add<kEngine, kKeys, Operand::kDepthDown>(sums, tiles.weights + row * Tiles::kKeyStride,
+                                                      Tiles::kKeyStride, tiles.values,
+                                                      Tiles::kChannelStride);
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    rows.sum[h] += __shfl_xor_sync(~0u, rows.sum[h], 1);
+    rows.sum[h] += __shfl_xor_sync(~0u, rows.sum[h], 2);
+  }
+  if (p.partial.splits > 1) {
+    store_partial(p, b, blockIdx.z, first_query, first_channel, rows, sums);
+  } else {
+    store_result(p, tiles, b, first_query, first_channel, rows, sums);
+  }
+}
+
+// --- combine
+// --------------------------------------------------------------------------------------
+
+constexpr int kSide = 32, kRowsAtOnce = 8;  // of the transposing kernels: 32 x 8 threads
+
+// The sum of one number over the parts, in their order.
+template <class T>
+__device__ __forceinline__ float combined(const Propagation<T>& p, float log2_scale, int64_t b,
+                                          int query, int channel) {
+  const PartialSums& parts = p.partial;
+  const int64_t stride = int64_t{p.batch} * p.out.tokens, row = b * p.out.tokens + query;
+  float maximum = minus_infinity();
+  for (int s = 0; s < parts.splits; ++s) maximum = fmaxf(maximum, parts.maxima[s * stride + row]);
+  float sum = 0.f, row_sum = 0.f;
+  for (int s = 0; s < parts.splits; ++s) {
+    const int64_t at = s * stride + row;
+    // A part of nothing but -inf weighs nothing.
+    const float weight = parts.maxima[at] == minus_infinity()
+                             ? 0.f
+                             : exp2_approximate((parts.maxima[at] - maximum) * log2_scale);
+    sum += weight * parts.sums[at * parts.channel_stride + channel];
+    row_sum += weight * parts.row_sums[at];
+  }
+  float value = sum / row_sum;
+  if (p.bias) value += Number<T>::to_float(p.bias[channel]);
+  if (p.residual.data) {
+    value += Number<T>::to_float(p.residual.data[p.residual.offset(b, channel, query)]);
+  }
+  return value;
+}
+
+// 32 x 32 numbers a block, read with channels adjacent, written with channels or tokens adjacent.
+template <class T>
+__global__ void __launch_bounds__(kSide* kRowsAtOnce)
+    combine(const Propagation<T> p, float log2_scale) {
+  __shared__ float tile[kSide][kSide + 1];
+  const int query_tiles = (p.out.tokens + kSide - 1) / kSide;
+  const int64_t b = blockIdx.x / query_tiles;
+  const int first_query = blockIdx.x % query_tiles * kSide, first_channel = blockIdx.y * kSide;
+  for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
+    const int query = first_query + y, channel = first_channel + threadIdx.x;
+    if (query < p.out.tokens && channel < p.out.channels) {
+      tile[y][threadIdx.x] = combined(p, log2_scale, b, query, channel);
+    }
+  }
+  __syncthreads();
+  const bool along_tokens = p.out.access == Access::kTokens;
+  for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
+    const int row = along_tokens ? threadIdx.x : y, column = along_tokens ? y : threadIdx.x;
+    const int query = first_query + row, channel = first_channel + column;
+    if (query < p.out.tokens && channel < p.out.channels) {
+      p.out.data[p.out.offset(b, channel, query)] = Number<T>::from_float(tile[row][column]);
+    }
+  }
+}
+
+// --- pack
+// -----------------------------------------------------------------------------------------
+
+template <class T>
+__global__ void __launch_bounds__(kSide* kRowsAtOnce)
+    pack_tokens(const Map<const T> map, T* tokens, int64_t channel_stride) {
+  __shared__ T tile[kSide][kSide + 1];
+  const int token_tiles = (map.tokens + kSide - 1) / kSide;
+  const int64_t b = blockIdx.x / token_tiles;
+  const int first_token = blockIdx.x % token_tiles * kSide, first_channel = blockIdx.y * kSide;
+  const bool along_channels = map.channel == 1;
+  for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
+    const int row = along_channels ? y : threadIdx.x, column = along_channels ? threadIdx.x : y;
+    const int token = first_token + row, channel = first_channel + column;
+    const bool inside = token < map.tokens && channel < map.channels;
+    tile[row][column] =
+        inside ? map.data[map.offset(b, channel, token)] : Number<T>::from_float(0.f);
+  }
+  __syncthreads();
+  for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
+    const int token = first_token + y, channel = first_channel + threadIdx.x;
+    if (token < map.tokens && channel < channel_stride) {
+      tokens[(b * map.tokens + token) * channel_stride + channel] = tile[y][threadIdx.x];
+    }
+  }
+}
+
+// --- launch
+// ---------------------------------------------------------------------------------------
+
+int divide_up(int64_t a, int b) { return static_cast<int>((a + b - 1) / b); }
+
+// Blocks of all batches, or more than a grid holds: the launch then fails with its own error.
+unsigned grid_x(int64_t tiles, int batch) {
+  return static_cast<unsigned>(std::min<int64_t>(tiles * batch, 0xffffffff));
+}
+
+template <class T, Engine kEngine>
+cudaError_t launch_engine(const Propagation<T>& p, cudaStream_t stream) {
+  const dim3 grid(grid_x(divide_up(p.out.tokens, kQueries), p.batch),
+                  divide_up(p.out.channels, kChannels), p.partial.splits);
+  if (p.affinity.data) {
+    return launch(propagate<T, kEngine, true>, grid, dim3(kThreads), SharedTiles<T>::kBytes, stream,
+                  p);
+  }
+  return launch(propagate<T, kEngine, false>, grid, dim3(kThreads), SharedTiles<T>::kBytes, stream,
+                p);
+}
+
+}  // namespace
+
+int propagate_splits(int batch, int queries, int channels, int key_count) {
+  // Two blocks a multiprocessor hide each other's copies; a part of fewer than two key tiles would
+  // cost more in its sums than it saves.
+  const int64_t blocks =
+      int64_t{batch} * divide_up(queries, kQueries) * divide_up(channels, kChannels);
+  const int64_t wanted = 2 * multiprocessor_count() / std::max<int64_t>(blocks, 1);
+  const int64_t most = divide_up(key_count, 2 * kKeys);
+  return static_cast<int>(std::clamp<int64_t>(wanted, 1, most));
+}
+
+template <class T>
+cudaError_t launch_propagate(const Propagation<T>& problem, bool allow_tf32, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2) {
+    return launch_engine<T, Engine::kTensorCores>(problem, stream);
+  } else if (allow_tf32) {
+    return launch_engine<T, Engine::kTf32>(problem, stream);
+  } else {
+    return launch_engine<T, Engine::kFma>(problem, stream);
+  }
+}
+
+template <class T>
+cudaError_t launch_combine(const Propagation<T>& problem, float log2_scale, cudaStream_t stream) {
+  const dim3 grid(grid_x(divide_up(problem.out.tokens, kSide), problem.batch),
+                  divide_up(problem.out.channels, kSide));
+  return launch(combine<T>, grid, dim3(kSide, kRowsAtOnce), 0, stream, problem, log2_scale);
+}
+
+template <class T>
+cudaError_t launch_pack_tokens(const Map<const T>& map, int batch, T* tokens,
+                               int64_t channel_stride, cudaStream_t stream) {
+  const dim3 grid(grid_x(divide_up(map.tokens, kSide), batch), divide_up(channel_stride, kSide));
+  return launch(pack_tokens<T>, grid, dim3(kSide, kRowsAtOnce), 0, stream, map, tokens,
+                channel_stride);
+}
+
+#define TDNET_INSTANCES(T)                                                             \
+  template cudaError_t launch_propagate<T>(const Propagation<T>&, bool, cudaStream_t); \
+  template cudaError_t launch_combine<T>(const Propagation<T>&, float, cudaStream_t);  \
+  template cudaError_t launch_pack_tokens<T>(const Map<const T>&, int, T*, int64_t, cudaStream_t);
+TDNET_INSTANCES(__half)
+TDNET_INSTANCES(__nv_bfloat16)
+TDNET_INSTANCES(float)
+#undef TDNET_INSTANCES
+
+}  // namespace tdnet::cuda

@@ -1,0 +1,54 @@
+// softmax(logits) values + bias + residual with the logits made tile by tile and never stored: the
+// general kernel of attention_propagate and softmax_propagate, for any channel counts and dtypes.
+// (attention_tensor_cores.cuh is the tuned one for 64 key channels in half precision.)
+
+#pragma once
+
+#include <cstdint>
+
+#include "map.h"
+
+namespace tdnet::cuda {
+
+// Where the grid would not fill the device the keys are split, each part leaves unnormalised sums,
+// and a second kernel adds the parts in their order.
+struct PartialSums {
+  float* sums;      // [splits, B, N, channel_stride]
+  float* maxima;    // [splits, B, N], of the logits times the sign of the scale, before the scale
+  float* row_sums;  // [splits, B, N]
+  int splits;       // 1: no partial sums, the three pointers are null
+  int64_t channel_stride;
+};
+
+template <class T>
+struct Propagation {
+  // The logits: scale * queries keys^T where `queries` is a map, else `affinity` as a map whose
+  // tokens are the queries and whose channels are the keys.
+  Map<const T> queries, keys, affinity;
+  Map<const T> values;
+  const T* bias;          // [channels] or null
+  Map<const T> residual;  // data null: none
+  Map<T> out;
+  float scale;
+  int batch, key_count;
+  PartialSums partial;
+};
+
+// Splits of the keys that fill the current device.
+int propagate_splits(int batch, int queries, int channels, int key_count);
+
+// Half precision on tensor cores; float32 on tensor cores as TF32 if allowed, else in full.
+template <class T>
+cudaError_t launch_propagate(const Propagation<T>& problem, bool allow_tf32, cudaStream_t stream);
+
+// Adds the parts: out = sum_s w_s sums_s / sum_s w_s row_sums_s + bias + residual, where
+// w_s = 2^((maxima_s - max_s maxima_s) * log2_scale).
+template <class T>
+cudaError_t launch_combine(const Propagation<T>& problem, float log2_scale, cudaStream_t stream);
+
+// A map of any strides to tokens [B, tokens, channel_stride], zeros beyond its channels.
+template <class T>
+cudaError_t launch_pack_tokens(const Map<const T>& map, int batch, T* tokens,
+                               int64_t channel_stride, cudaStream_t stream);
+
+}  // namespace tdnet::cuda

@@ -1,0 +1,65 @@
+// upsample_argmax on CUDA tensors.
+
+#include "upsample_argmax.cuh"
+
+#include <torch/csrc/stable/library.h>
+
+#include "../checks.h"
+#include "../tensors.h"
+#include "device.h"
+#include "launcher.h"
+#include "registration.h"
+
+namespace tdnet::cuda {
+namespace {
+
+template <class T, class Label>
+void upsample_argmax_into(const Tensor& logits, bool align_corners, Tensor& labels) {
+  const UpsampleArgmax<T, Label> problem{.logits = map_of<T>("logits", logits),
+                                         .height = static_cast<int>(logits.size(2)),
+                                         .labels = static_cast<Label*>(labels.mutable_data_ptr()),
+                                         .out_height = static_cast<int>(labels.size(1)),
+                                         .out_width = static_cast<int>(labels.size(2)),
+                                         .align_corners = align_corners,
+                                         .batch = static_cast<int>(logits.size(0))};
+  check_launch(launch_upsample_argmax(problem, current_stream(logits)), "upsample_argmax");
+}
+
+template <class T>
+void upsample_argmax_as(const Tensor& logits, bool align_corners, Tensor& labels) {
+  const DeviceGuard guard(logits);
+  if (labels.scalar_type() == ScalarType::Byte) {
+    upsample_argmax_into<T, uint8_t>(logits, align_corners, labels);
+  } else {
+    upsample_argmax_into<T, int64_t>(logits, align_corners, labels);
+  }
+}
+
+Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
+                       ScalarType dtype) {
+  check_upsample_argmax(logits, size, dtype);
+  if (is_double(logits)) {
+    return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners, dtype)[0];
+  }
+  check_fits_int("size", size[0]);
+  check_fits_int("size", size[1]);
+  Tensor labels = torch::stable::new_empty(
+      logits, std::array<int64_t, 3>{logits.size(0), size[0], size[1]}, dtype);
+  if (labels.numel() == 0) return labels;
+  switch (logits.scalar_type()) {
+    case ScalarType::Half:
+      upsample_argmax_as<__half>(logits, align_corners, labels);
+      break;
+    case ScalarType::BFloat16:
+      upsample_argmax_as<__nv_bfloat16>(logits, align_corners, labels);
+      break;
+    default:
+      upsample_argmax_as<float>(logits, align_corners, labels);
+  }
+  return labels;
+}
+
+}  // namespace
+}  // namespace tdnet::cuda
+
+TDNET_CUDA_OPERATORS(m) { m.impl("upsample_argmax", TORCH_BOX(&tdnet::cuda::upsample_argmax)); }
