@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -203,7 +204,9 @@ def compile_object(command: Sequence[str], source: Path, folder: Path) -> Path:
     if is_current(target, dependencies) and record.is_file() and record.read_text() == str(full):
         return target
     record.unlink(missing_ok=True)
+    start = time.time_ns()
     run(full)
+    os.utime(target, ns=(start, start))  # a source saved meanwhile is newer
     log(f"compiled {source.relative_to(ROOT)}")
     record.write_text(str(full))
     return target

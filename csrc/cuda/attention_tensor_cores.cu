@@ -752,8 +752,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   Warp<T, Shape> warp(memory, parameters.log2_scale);
   copy_async_wait<1>();
   __syncthreads();
-  warp.take_queries();
-  __syncthreads();  // Weights take the place of the queries.
+  warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
   copy_async_wait<0>();
 
   bool exactly = true;
