@@ -19,13 +19,13 @@
 // precision.
 //
 // Shape: queries x keys x channels       128 x 64 x 256   128 x 32 x 256   128 x 64 x 128
-//   shared memory, bytes                        119,872           78,912           87,104
+//   shared memory, bytes                        119,848           78,888           87,080
 //     values, two tiles                          65,536           32,768           32,768
 //     keys, two tiles                            16,384            8,192           16,384
 //     weights, two tiles; queries                32,768           16,384           32,768
 //     or the result, instead of all three        73,728           73,728           73,728
-//     maxima, row sums, work                      5,184            5,184            5,184
-//   registers of a thread                           255         253..255         231..246
+//     maxima, row sums, work                      5,160            5,160            5,160
+//   registers of a thread                           255         253..255         231..255
 //     sums / queries / weights             128 / 32 / 32    128 / 32 / 16     64 / 32 / 32
 // No register spills on sm_80 to sm_120. One block fills the registers of a multiprocessor. Of the
 // two wide shapes the first waits at half as many barriers; the second is for GPUs where a block
@@ -109,6 +109,7 @@ struct Shape {
   static constexpr int kRowSumsAt = kMaximaAt + 2 * kQueries * 4;
   static constexpr int kWorkAt = kRowSumsAt + 2 * kRowTiles * kThreads * 4;
   static constexpr int kBytes = kWorkAt + kWorkBytes;
+  static_assert(kWorkAt % 8 == 0);
 };
 
 // Grid: x slices of channels, then query tiles, then batches; y parts of the keys, whole tiles, as

@@ -15,15 +15,15 @@ template <class T>  // __half or __nv_bfloat16
 struct TensorCoreAttention {
   Map<const T> queries;   // 64 channels, any strides
   const T* keys;          // [B, key_count, 64], 16-byte aligned
-  const T* values;        // [B, key_count, value_stride], 16-byte aligned, of out.channels channels
-  int64_t value_stride;   // a multiple of 8
-  const T* bias;          // [channels] or null
+  const T* values;        // [B, key_count, value_stride], 16-byte aligned
+  int64_t value_stride;   // a multiple of 8, no less than out.channels
+  const T* bias;          // [out.channels] or null
   Map<const T> residual;  // data null: none
   Map<T> out;             // whole: NCHW contiguous or channels_last
   float scale;
   int batch, key_count;
-  // With more than one part `out` is only a shape, bias and residual are left out, and the maxima
-  // are those of the logits times scale log2(e). channel_stride is a multiple of 8.
+  // With more than one part, `out` gives the shape but is not written, and bias and residual are
+  // left to launch_combine. channel_stride is a multiple of 8, no less than out.channels.
   PartialSums partial;
 };
 

@@ -27,6 +27,7 @@ struct Map {
   Access access;
 
   __host__ __device__ int64_t token_offset(int token) const {
+    if (token < width) return token * column;  // no division; all of a matrix is one row
     const int y = token / width, x = token - y * width;
     return y * row + x * column;
   }

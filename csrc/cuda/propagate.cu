@@ -15,8 +15,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "multiprocessors.h"
 #include "maps.cuh"
+#include "multiprocessors.h"
 #include "product.cuh"
 #include "propagate.cuh"
 
@@ -242,8 +242,7 @@ __device__ __forceinline__ void store_partial(const Propagation<T>& p, int64_t b
 
 // Grid: x query tiles of all batches, y slices of channels, z splits of the keys.
 template <class T, Engine kEngine, bool kLogitsGiven>
-__global__ void __launch_bounds__(kThreads, 2)
-    propagate(const __grid_constant__ Propagation<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__ Propagation<T> p) {
   using Tiles = SharedTiles<T>;
   TDNET_DYNAMIC_SHARED(memory);
   Tiles tiles(memory);

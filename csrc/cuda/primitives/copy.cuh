@@ -46,9 +46,9 @@ __device__ __forceinline__ void copy_async_commit() {
 
 // Waits for all of this thread's groups but the newest kNewest.
 template <int kNewest>
-__device__ __forceinline__ void copy_async_wait() {
+__device__ __forceinline__ void copy_async_wait(TDNET_WHERE) {
 #ifdef TDNET_EMULATOR
-  ::tdnet_emulator::copy_async_wait(kNewest);
+  ::tdnet_emulator::copy_async_wait(kNewest, file, line);
 #else
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kNewest) : "memory");
 #endif

@@ -21,7 +21,12 @@ struct Number<__half> {
   static __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
   static __device__ __forceinline__ __half from_float(float x) { return __float2half_rn(x); }
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
+#ifdef TDNET_EMULATOR
     return __half_as_ushort(from_float(low)) | uint32_t{__half_as_ushort(from_float(high))} << 16;
+#else
+    const __half2 two = __floats2half2_rn(low, high);  // one instruction
+    return *reinterpret_cast<const uint32_t*>(&two);
+#endif
   }
   static __device__ __forceinline__ float2 unpack(uint32_t x) {
     return make_float2(to_float(__ushort_as_half(static_cast<unsigned short>(x))),
@@ -36,8 +41,13 @@ struct Number<__nv_bfloat16> {
     return __float2bfloat16_rn(x);
   }
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
+#ifdef TDNET_EMULATOR
     return __bfloat16_as_ushort(from_float(low)) | uint32_t{__bfloat16_as_ushort(from_float(high))}
                                                        << 16;
+#else
+    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&two);
+#endif
   }
   static __device__ __forceinline__ float2 unpack(uint32_t x) {
     return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
