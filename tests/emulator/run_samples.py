@@ -1,0 +1,74 @@
+"""Run samples through the emulated CUDA kernels: `python run_samples.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import emulator
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tdnet_ops"))
+import samples
+
+# What the kernels round to half precision on the way from one number to the next: phi(v) or the
+# attended values before phi, and the softmax weights.
+ROUNDINGS = {"softmax_propagate": 2, "attention_propagate": 2}
+
+
+def check(sample: samples.Sample) -> None:
+    call = getattr(torch.ops.tdnet_emulator, sample.operator)
+    samples.check(sample, call, ROUNDINGS.get(sample.operator, 0))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("patterns", nargs="*", help="parts of sample names; none: all samples")
+    parser.add_argument("--kind", choices=emulator.KINDS, default="plain")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--drop", metavar="FILE:LINE", default=":0", help="a barrier to leave out")
+    parser.add_argument("--copies", choices=emulator.COPIES, nargs="+", default=["lazy"])
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    wanted = emulator.environment(options.kind)
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        emulator.build("operators", options.kind)  # not under the sanitizer
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+    loaded = emulator.load_operators(options.kind)
+    torch.set_num_threads(1)
+    # Results and workspaces start as NaN, not as the right numbers of a call before.
+    torch.use_deterministic_algorithms(True)
+    file, _, line = options.drop.rpartition(":")
+    chosen = [
+        sample
+        for sample in samples.SAMPLES
+        if not options.patterns or any(part in str(sample) for part in options.patterns)
+    ]
+    runs = [
+        (sample, seed, copies)
+        for sample in chosen
+        for seed in options.seeds
+        for copies in options.copies
+    ]
+    failures = 0
+    start = time.perf_counter()
+    for sample, seed, copies in runs:
+        loaded.set(seed, copies, dropped=(file, int(line)))
+        try:
+            check(sample)
+        except Exception as error:
+            failures += 1
+            text = str(error).partition("\nException raised from")[0]
+            print(f"{sample} seed {seed} {copies}: {type(error).__name__}: {text}", flush=True)
+    print(f"{len(runs)} runs, {failures} failed, {time.perf_counter() - start:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

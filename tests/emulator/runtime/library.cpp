@@ -1,0 +1,8 @@
+// torch.ops.tdnet_emulator: the schemas of torch.ops.tdnet. Its kernels are those of csrc/cuda, for
+// CPU tensors.
+
+#include <torch/csrc/stable/library.h>
+
+#include "schemas.h"
+
+STABLE_TORCH_LIBRARY(tdnet_emulator, m) { tdnet::define_operators(m); }

@@ -1,0 +1,220 @@
+"""The CUDA kernels and launchers of csrc/cuda, run by the emulator on the samples of all tests."""
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+import zlib
+
+import emulator
+import pytest
+import run_samples
+import samples
+import torch
+
+from tdnet_ops import reference
+
+ROUTE = {"emulator": lambda name: getattr(torch.ops.tdnet_emulator, name)}
+SCHEDULES = [(seed, copies) for seed in (0, 1, 2) for copies in emulator.COPIES]
+
+
+@pytest.fixture(autouse=True)
+def settings(operators, monkeypatch):
+    """The default schedule before and after, and results that start as NaN."""
+    monkeypatch.setattr(samples, "ROUTES", ROUTE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    operators.set()
+    yield
+    operators.set()
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", samples.SAMPLES, ids=str)
+def test_sample_is_right(operators, sample):
+    """By one schedule each, drawn by name; the samples together run all of them."""
+    operators.set(*SCHEDULES[zlib.crc32(str(sample).encode()) % len(SCHEDULES)])
+    run_samples.check(sample)
+
+
+WHOLE = samples.select(
+    ["middle", "wide", "dilated", "odd_channels"],
+    ["contiguous", "channels_last"],
+    [torch.float32, torch.float16, torch.bfloat16],
+)
+
+
+@pytest.mark.parametrize("sample", WHOLE, ids=str)
+def test_results_do_not_depend_on_the_schedule(operators, sample):
+    """To the last bit: the kernels leave no choice to the order of threads, blocks and copies."""
+    call = getattr(torch.ops.tdnet_emulator, sample.operator)
+    results = []
+    for seed, copies in SCHEDULES:
+        operators.set(seed, copies)
+        results.append(samples.tensors([call(*sample.arguments())]))
+    for result in results[1:]:
+        for actual, first in zip(result, results[0], strict=True):
+            assert torch.equal(actual, first)
+
+
+WIDE = samples.select(["wide", "deep", "odd_channels"], ["contiguous"], samples.DTYPES[::2])
+
+
+@pytest.mark.parametrize("sample", WIDE, ids=str)
+def test_sample_is_right_with_little_shared_memory(operators, sample):
+    operators.set(1, most_shared=99 << 10)
+    run_samples.check(sample)
+
+
+TENSOR_CORES = ["pooled_affinity", "softmax_propagate", "attention_propagate", "block_sum_reduce"]
+
+
+@pytest.mark.parametrize("operator", TENSOR_CORES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_tf32_only_where_allowed(operators, operator, layout):
+    (sample,) = samples.select(["wide", "dilated"], [layout], [torch.float32], [operator])
+    call = getattr(torch.ops.tdnet_emulator, operator)
+    arguments = sample.arguments()
+    with operators.counting() as full:
+        call(*arguments)
+    with operators.counting() as rounded:
+        actual = call(*arguments, allow_tf32=True)
+    assert full.matrix_products == 0
+    assert rounded.matrix_products > 0
+    exact = getattr(reference, operator)(*samples.widen(arguments))
+    # Every operand loses 13 of 23 bits.
+    error = (actual.double() - exact).abs().max() / exact.abs().max()
+    assert 1e-6 < error < 4e-3
+
+
+@pytest.mark.parametrize("operator", TENSOR_CORES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_uses_tensor_cores(operators, operator, dtype):
+    (sample,) = samples.select(["wide", "dilated"], ["channels_last"], [dtype], [operator])
+    with operators.counting() as counts:
+        getattr(torch.ops.tdnet_emulator, operator)(*sample.arguments())
+    assert counts.matrix_products > 0
+    assert counts.copies > 0
+
+
+def test_a_failing_kernel_raises(operators):
+    """What the emulator finds reaches Python as an error that names the kernel."""
+    operators.set(most_shared=1 << 10)
+    (sample,) = samples.select(["wide"], ["contiguous"], [torch.float32], ["softmax_propagate"])
+    with pytest.raises(RuntimeError, match=r"CUDA kernel \w+: .*shared memory"):
+        run_samples.check(sample)
+
+
+# --- the tests of every route, here for the emulated one ------------------------------------------
+
+
+# torch answers these itself: the emulated operators have kernels for CPU tensors alone.
+OTHER_DEVICES = {"test_missing", "test_mixed_devices", "test_mixed_devices_by_the_first"}
+
+
+def by_route(file):
+    """The tests of tests/tdnet_ops/`file` that take a route, with the emulated one alone."""
+    path = emulator.ROOT / "tests" / "tdnet_ops" / file
+    spec = importlib.util.spec_from_file_location(f"emulated_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    routes, samples.ROUTES = samples.ROUTES, ROUTE
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        samples.ROUTES = routes
+    return {
+        name: test
+        for name, test in vars(module).items()
+        if name.startswith("test_")
+        and name not in OTHER_DEVICES
+        and "route" in inspect.signature(test).parameters
+    }
+
+
+globals().update(by_route("test_semantics.py"))
+globals().update(by_route("test_checks.py"))
+
+
+# --- sanitizers -----------------------------------------------------------------------------------
+
+SANITIZED = ["middle-c", "wide-c", "dilated-c", "odd_channels-c", "one_key-c"]
+
+
+def run_program(file, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(emulator.FOLDER / file), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": python_path(), **environment},
+    )
+
+
+def python_path():
+    """Of a program that finds the modules beside it and, as this process, an installed package."""
+    return os.pathsep.join([str(emulator.FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(":")
+
+
+@pytest.mark.parametrize("kind", ["address", "thread"])
+def test_sanitizers_find_nothing(kind):
+    """Seed 1 changes threads most often; copies that land late race most."""
+    result = run_program("run_samples.py", "--kind", kind, "--seeds", "1", "--", *SANITIZED)
+    assert "Sanitizer" not in result.stderr, result.stderr[-8000:]
+    assert "runtime error" not in result.stderr, result.stderr[-8000:]
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert re.search(r"^\d{3,} runs, 0 failed", result.stdout, re.M), result.stdout
+
+
+# A tensor whose memory has been taken away: every kernel reads past its end.
+SHORT = """
+import sys, emulator, torch
+emulator.load_operators("address")
+x = torch.zeros(1, 32, 24, 24)
+x.untyped_storage().resize_(64)
+calls = {
+    "spatial_pool": lambda op: op(x, 2),
+    "attention_propagate": lambda op: op(torch.zeros(1, 32, 2, 3), x, x),
+    "block_sum_reduce": lambda op: op([x], [torch.zeros(8, 32, 1, 1)], None, 0, 1, "none"),
+    "upsample_argmax": lambda op: op(x, (48, 48)),
+}
+calls[sys.argv[1]](getattr(torch.ops.tdnet_emulator, sys.argv[1]))
+print("survived")
+"""
+
+
+@pytest.mark.parametrize("operator", ["spatial_pool", "attention_propagate", "block_sum_reduce"])
+def test_address_sanitizer_would_find_an_overflow(operator):
+    """The test above can fail."""
+    emulator.build("operators", "address")
+    result = subprocess.run(
+        [sys.executable, "-c", SHORT, operator],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": python_path(), **emulator.environment("address")},
+    )
+    assert "survived" not in result.stdout
+    assert "AddressSanitizer: heap-buffer-overflow" in result.stderr, result.stderr[-4000:]
+    assert "csrc/cuda/" in result.stderr
+
+
+def barriers(file):
+    """The lines of csrc/cuda/`file` where all threads of a block wait for each other."""
+    lines = (emulator.ROOT / "csrc" / "cuda" / file).read_text().splitlines()
+    return [number for number, text in enumerate(lines, 1) if re.match(r" *__syncthreads\(", text)]
+
+
+def test_thread_sanitizer_would_find_a_race():
+    """A barrier of a kernel left out."""
+    drop = f"/attention_tensor_cores.cu:{barriers('attention_tensor_cores.cu')[0]}"
+    sample = "attention_propagate-one_key-channels_last"
+    result = run_program(
+        "run_samples.py", *("--kind", "thread", "--seeds", "1", "--drop", drop, "--", sample)
+    )
+    assert "ThreadSanitizer: data race" in result.stderr, result.stdout + result.stderr[-4000:]
+    assert " tdnet::cuda::" in result.stderr, result.stderr[-4000:]

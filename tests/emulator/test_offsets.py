@@ -1,0 +1,180 @@
+"""The kernels' offsets at sizes that no machine holds: host code, no kernel runs."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import subprocess
+from pathlib import Path
+
+import emulator
+import pytest
+
+PROGRAM = r"""
+#include <cstdio>
+#include <cstring>
+
+#include "cuda/map.h"
+#include "cuda/offsets.cuh"
+#include "cuda/pooled_affinity.cuh"
+
+using namespace tdnet::cuda;
+
+// Reads lines of a name and numbers, prints what the function of that name makes of them.
+int main() {
+  char name[32];
+  long long x[8];
+  while (std::scanf("%31s", name) == 1) {
+    for (long long& number : x) {
+      if (std::scanf("%lld", &number) != 1) return 1;
+    }
+    if (std::strcmp(name, "blocks_of") == 0) {
+      std::printf("%lld\n", (long long)blocks_of(x[0], x[1]));
+    } else if (std::strcmp(name, "strides") == 0) {
+      const MapStrides strides{x[0], x[1], x[2], x[3]};
+      std::printf("%lld\n", (long long)strides.offset(x[4], x[5], x[6], x[7]));
+    } else if (std::strcmp(name, "matrix") == 0) {
+      const int64_t offset = matrix_offset(x[0], x[1], x[2], x[3], x[4]);
+      const Indices back = matrix_indices(offset, x[3], x[4]);
+      if (back.first != x[0] || back.second != x[1] || back.third != x[2]) return 2;
+      std::printf("%lld\n", (long long)offset);
+    } else if (std::strcmp(name, "affinity") == 0) {
+      PooledAffinity<float> problem{};
+      problem.queries.tokens = int(x[3]);
+      problem.keys = int(x[4]);
+      std::printf("%lld\n", (long long)problem.offset(x[0], x[1], x[2]));
+    } else if (std::strcmp(name, "map") == 0) {
+      Map<float> map{};
+      map.batch = x[0], map.channel = x[1], map.row = x[2], map.column = x[3];
+      map.width = int(x[4]);
+      std::printf("%lld\n", (long long)map.offset(x[5], x[6], int(x[7])));
+    } else {
+      return 3;
+    }
+  }
+}
+"""
+
+Case = tuple[str, list[int], int]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("offsets")
+    source, target = folder / "offsets.cpp", folder / "offsets"
+    source.write_text(PROGRAM)
+    cxx = shlex.split(emulator.extension.Settings.from_environment().cxx)
+    command = [
+        *(*cxx, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-O1", "-DTDNET_EMULATOR"),
+        # An overflow ends the program, even where the result would come out right.
+        *("-fsanitize=undefined", "-fno-sanitize-recover=undefined"),
+        *("-include", emulator.RUNTIME / "cuda_types.h", f"-I{emulator.ROOT / 'csrc'}"),
+        *(source, "-o", target),
+    ]
+    subprocess.run(command, check=True)
+    return target
+
+
+def results(program: Path, cases: list[Case]) -> list[int]:
+    lines = [" ".join([name, *map(str, (numbers + [0] * 8)[:8])]) for name, numbers, _ in cases]
+    done = subprocess.run(
+        [program], input="\n".join(lines), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr}"
+    return [int(line) for line in done.stdout.split()]
+
+
+def check(program: Path, cases: list[Case], largest: int) -> None:
+    """Every case is right, and they reach beyond `largest`."""
+    assert max(expected for *_, expected in cases) > largest
+    for case, result in zip(cases, results(program, cases), strict=True):
+        assert result == case[2], case
+
+
+def last_of(*sizes: int) -> list[int]:
+    return [size - 1 for size in sizes]
+
+
+# [B, N, M] with B * N * M beyond 2^31, 2^32 and 2^40, each size within 31 bits.
+AFFINITIES = [
+    (1, 46_341, 46_341),
+    (2, 32_768, 32_769),
+    (97, 18_721, 1_225),
+    (3, 2**20, 2**20),
+    (1, 2**31 - 1, 2**31 - 1),
+    (2**20, 2**21, 3),
+]
+
+
+@pytest.mark.parametrize("function", ["matrix", "affinity"])
+def test_affinities(program, function):
+    generator = random.Random(1)
+    cases: list[Case] = []
+    for batch, rows, columns in AFFINITIES:
+        assert batch * rows * columns > 2**31
+        inside = [[generator.randrange(size) for size in (batch, rows, columns)] for _ in range(20)]
+        for b, row, column in [last_of(batch, rows, columns), *inside]:
+            expected = (b * rows + row) * columns + column
+            cases.append((function, [b, row, column, rows, columns], expected))
+    check(program, cases, 2**40)
+
+
+def test_labels_of_many_maps(program):
+    """[B, H', W'] of labels: 4096 maps of 2048 x 1024 are 2^33."""
+    batch, height, width = 4096, 1024, 2048
+    cases: list[Case] = [
+        ("matrix", [b, y, x, height, width], (b * height + y) * width + x)
+        for b, y, x in [last_of(batch, height, width), (2048, 0, 0), (2047, 1023, 2047)]
+    ]
+    check(program, cases, 2**32)
+
+
+def map_strides(channels: int, height: int, width: int, layout: str) -> list[int]:
+    if layout == "contiguous":
+        return [channels * height * width, height * width, width, 1]
+    if layout == "channels_last":
+        return [channels * height * width, 1, width * channels, channels]
+    # Rows and columns exchanged, every other number.
+    return [2 * channels * height * width, 2 * height * width, 2, 2 * height]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "apart"])
+def test_maps(program, layout):
+    generator = random.Random(2)
+    cases: list[Case] = []
+    for size in [(64, 512, 769, 1537), (1, 4096, 2**15, 2**15 - 1), (3, 2**12, 2**10, 2**20)]:
+        strides = map_strides(*size[1:], layout)
+        inside = [[generator.randrange(n) for n in size] for _ in range(20)]
+        for b, c, y, x in [last_of(*size), *inside]:
+            place = (b, c, y, x)
+            expected = sum(i * stride for i, stride in zip(place, strides, strict=True))
+            cases.append(("strides", [*strides, *place], expected))
+            cases.append(("map", [*strides, size[3], b, c, y * size[3] + x], expected))
+    check(program, cases, 2**40)
+
+
+def test_overlapping_and_reversed_maps(program):
+    cases: list[Case] = [
+        ("strides", [0, 0, 0, 0, 2**40, 2**40, 2**40, 2**40], 0),
+        ("strides", [2**40, 0, -(2**20), 3, 2**20, 5, 2**33, 7], 2**60 - 2**53 + 21),
+    ]
+    check(program, cases, 2**59)
+
+
+def test_blocks(program):
+    numbers = [1, 2, 255, 256, 257, 2**31 - 1, 2**31, 2**40 + 1, 2**63 - 1]
+    cases: list[Case] = [
+        ("blocks_of", [count, block], -(-count // block))
+        for count in [0, *numbers]
+        for block in numbers
+    ]
+    check(program, cases, 2**62)
+
+
+def test_32_bits_would_be_seen(program):
+    """What this file relies on: the sanitizer stops the program at an overflow."""
+    done = subprocess.run(
+        [program], input=f"matrix {2**40} 0 0 {2**40} 1 0 0 0", capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "signed integer overflow" in done.stderr
