@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cmath>
 #include <vector>
 
 #include "../checks.h"
@@ -22,7 +23,7 @@ struct Source {
   float t;
 };
 
-// torch's bilinear rule, computed in float as torch does.
+// torch's bilinear rule, computed in float with a fused multiply-add as torch's builds do.
 std::vector<Source> sources(int64_t input, int64_t output, bool align_corners) {
   const float scale = align_corners
                           ? (output > 1 ? static_cast<float>(input - 1) / (output - 1) : 0.0f)
@@ -34,7 +35,8 @@ std::vector<Source> sources(int64_t input, int64_t output, bool align_corners) {
     return list;
   }
   for (int64_t i = 0; i < output; ++i) {
-    const float position = align_corners ? scale * i : std::max(0.0f, scale * (i + 0.5f) - 0.5f);
+    const float position =
+        align_corners ? scale * i : std::max(0.0f, std::fma(scale, i + 0.5f, -0.5f));
     const int64_t low = std::min(static_cast<int64_t>(position), input - 1);
     list[i] = {low, std::min(low + 1, input - 1), std::clamp(position - low, 0.0f, 1.0f)};
   }

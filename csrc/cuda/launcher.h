@@ -16,9 +16,16 @@
 
 namespace tdnet::cuda {
 
-inline void check_fits_int(const std::string& name, int64_t pixels) {
-  check(pixels <= std::numeric_limits<int>::max(), name, ": expected fewer than 2^31 pixels, got ",
-        pixels);
+inline void check_fits_int(const std::string& name, int64_t count, const std::string& of) {
+  check(count <= std::numeric_limits<int>::max(), name, ": expected fewer than 2^31 ", of, ", got ",
+        count);
+}
+
+// Batch, channels, and pixels of a map.
+inline void check_fits_int(const std::string& name, const Tensor& x) {
+  check_fits_int(name, x.size(0), "maps");
+  check_fits_int(name, x.size(1), "channels");
+  check_fits_int(name, x.size(2) * x.size(3), "pixels");
 }
 
 // 16 bytes of channels can be taken at once. A dimension of one element has a stride of no meaning:
@@ -34,7 +41,7 @@ bool whole_vectors(const T* data, int64_t channels, std::initializer_list<int64_
 template <class T>
 Map<const T> map_of(const std::string& name, const Tensor& x) {
   const int64_t height = x.size(2), width = x.size(3);
-  check_fits_int(name, height * width);
+  check_fits_int(name, x);
   const auto stride = [&](int64_t dim) { return x.size(dim) == 1 ? 0 : x.stride(dim); };
   Map<const T> map{.data = static_cast<const T*>(x.const_data_ptr()),
                    .batch = stride(0),
@@ -56,7 +63,7 @@ Map<const T> map_of(const std::string& name, const Tensor& x) {
 // A matrix [B, rows, columns] of any strides as a map: tokens are its rows, channels its columns.
 template <class T>
 Map<const T> matrix_map(const std::string& name, const Tensor& x) {
-  check_fits_int(name, x.size(1));
+  for (int64_t dim = 0; dim < 3; ++dim) check_fits_int(name, x.size(dim), "numbers in a dimension");
   Map<const T> map{.data = static_cast<const T*>(x.const_data_ptr()),
                    .batch = x.size(0) == 1 ? 0 : x.stride(0),
                    .channel = x.stride(2),
@@ -78,7 +85,7 @@ Map<const T> matrix_map(const std::string& name, const Tensor& x) {
 template <class T>
 Map<T> output_map(Tensor& x) {
   const int64_t height = x.size(2), width = x.size(3);
-  check_fits_int("result", height * width);
+  check_fits_int("result", x);
   return {.data = static_cast<T*>(x.mutable_data_ptr()),
           .batch = x.stride(0),
           .channel = x.stride(1),

@@ -64,9 +64,9 @@ struct KeyRange {
   int first, last;
 
   __device__ KeyRange(int key_count, int split, int splits) {
-    const int64_t tiles = (key_count + kKeys - 1) / kKeys;
-    first = static_cast<int>(tiles * split / splits) * kKeys;
-    last = min(static_cast<int>(tiles * (split + 1) / splits) * kKeys, key_count);
+    const int64_t tiles = (int64_t{key_count} + kKeys - 1) / kKeys;
+    first = static_cast<int>(tiles * split / splits * kKeys);
+    last = static_cast<int>(min(tiles * (split + 1) / splits * kKeys, int64_t{key_count}));
   }
 };
 

@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int c = 0; c < kRun; ++c) best[c] = __int_as_float(0xff800000);  // -inf
   for (int y = 0; y < window.height; ++y) {
+#pragma unroll 4  // So many loads are under way.
     for (int x = 0; x < window.width; ++x) {
       const T* from = corner + y * p.x.row + x * p.x.column;
       float numbers[kRun];

@@ -13,26 +13,22 @@
 namespace tdnet::cuda {
 namespace {
 
-template <class T, class Label>
-void upsample_argmax_into(const Tensor& logits, bool align_corners, Tensor& labels) {
-  const UpsampleArgmax<T, Label> problem{.logits = map_of<T>("logits", logits),
-                                         .height = static_cast<int>(logits.size(2)),
-                                         .labels = static_cast<Label*>(labels.mutable_data_ptr()),
-                                         .out_height = static_cast<int>(labels.size(1)),
-                                         .out_width = static_cast<int>(labels.size(2)),
-                                         .align_corners = align_corners,
-                                         .batch = static_cast<int>(logits.size(0))};
-  check_launch(launch_upsample_argmax(problem, current_stream(logits)), "upsample_argmax");
-}
-
 template <class T>
 void upsample_argmax_as(const Tensor& logits, bool align_corners, Tensor& labels) {
   const DeviceGuard guard(logits);
-  if (labels.scalar_type() == ScalarType::Byte) {
-    upsample_argmax_into<T, uint8_t>(logits, align_corners, labels);
-  } else {
-    upsample_argmax_into<T, int64_t>(logits, align_corners, labels);
-  }
+  const auto* data = static_cast<const uint8_t*>(labels.const_data_ptr());
+  const bool wide = labels.scalar_type() == ScalarType::Long;
+  const int64_t label_bytes = wide ? sizeof(int64_t) : sizeof(uint8_t);
+  const UpsampleArgmax<T> problem{.logits = map_of<T>("logits", logits),
+                                  .height = static_cast<int>(logits.size(2)),
+                                  .batch = static_cast<int>(logits.size(0)),
+                                  .align_corners = align_corners,
+                                  .out_height = static_cast<int>(labels.size(1)),
+                                  .out_width = static_cast<int>(labels.size(2)),
+                                  .labels = labels.mutable_data_ptr(),
+                                  .wide = wide,
+                                  .vectors = whole_vectors(data, labels.size(2) * label_bytes, {})};
+  check_launch(launch_upsample_argmax(problem, current_stream(logits)), "upsample_argmax");
 }
 
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
@@ -41,8 +37,8 @@ Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool ali
   if (is_double(logits)) {
     return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners, dtype)[0];
   }
-  check_fits_int("size", size[0]);
-  check_fits_int("size", size[1]);
+  check_fits_int("size", size[0], "rows");
+  check_fits_int("size", size[1], "columns");
   Tensor labels = torch::stable::new_empty(
       logits, std::array<int64_t, 3>{logits.size(0), size[0], size[1]}, dtype);
   if (labels.numel() == 0) return labels;

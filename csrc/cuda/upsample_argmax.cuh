@@ -1,4 +1,4 @@
-// Bilinear upsampling of logits and arg max over the classes in one pass.
+// labels[b, y, x] = the class with the largest logit, bilinearly upsampled, at (y, x).
 
 #pragma once
 
@@ -6,17 +6,23 @@
 
 namespace tdnet::cuda {
 
-template <class T, class Label>  // Label: uint8_t or int64_t
+template <class T>
 struct UpsampleArgmax {
   Map<const T> logits;  // its channels are the classes
   int height;           // of the logits, in pixels
-  Label* labels;        // [B, out_height, out_width], contiguous
-  int out_height, out_width;
-  bool align_corners;
   int batch;
+  bool align_corners;
+  int out_height, out_width;
+  void* labels;  // [batch, out_height, out_width], contiguous: uint8_t, or int64_t if `wide`
+  bool wide;
+  bool vectors;  // rows of labels can be written by 16 bytes
+
+  __host__ __device__ int64_t label_offset(int64_t b, int64_t y, int64_t x) const {
+    return (b * out_height + y) * out_width + x;
+  }
 };
 
-template <class T, class Label>
-cudaError_t launch_upsample_argmax(const UpsampleArgmax<T, Label>& problem, cudaStream_t stream);
+template <class T>
+cudaError_t launch_upsample_argmax(const UpsampleArgmax<T>& problem, cudaStream_t stream);
 
 }  // namespace tdnet::cuda

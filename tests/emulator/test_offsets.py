@@ -15,8 +15,8 @@ PROGRAM = r"""
 #include <cstring>
 
 #include "cuda/map.h"
-#include "cuda/offsets.cuh"
 #include "cuda/pooled_affinity.cuh"
+#include "cuda/upsample_argmax.cuh"
 
 using namespace tdnet::cuda;
 
@@ -28,16 +28,11 @@ int main() {
     for (long long& number : x) {
       if (std::scanf("%lld", &number) != 1) return 1;
     }
-    if (std::strcmp(name, "blocks_of") == 0) {
-      std::printf("%lld\n", (long long)blocks_of(x[0], x[1]));
-    } else if (std::strcmp(name, "strides") == 0) {
-      const MapStrides strides{x[0], x[1], x[2], x[3]};
-      std::printf("%lld\n", (long long)strides.offset(x[4], x[5], x[6], x[7]));
-    } else if (std::strcmp(name, "matrix") == 0) {
-      const int64_t offset = matrix_offset(x[0], x[1], x[2], x[3], x[4]);
-      const Indices back = matrix_indices(offset, x[3], x[4]);
-      if (back.first != x[0] || back.second != x[1] || back.third != x[2]) return 2;
-      std::printf("%lld\n", (long long)offset);
+    if (std::strcmp(name, "labels") == 0) {
+      UpsampleArgmax<float> problem{};
+      problem.out_height = int(x[3]);
+      problem.out_width = int(x[4]);
+      std::printf("%lld\n", (long long)problem.label_offset(x[0], x[1], x[2]));
     } else if (std::strcmp(name, "affinity") == 0) {
       PooledAffinity<float> problem{};
       problem.queries.tokens = int(x[3]);
@@ -106,8 +101,8 @@ AFFINITIES = [
 ]
 
 
-@pytest.mark.parametrize("function", ["matrix", "affinity"])
-def test_affinities(program, function):
+@pytest.mark.parametrize("function", ["affinity", "labels"])
+def test_matrices(program, function):
     generator = random.Random(1)
     cases: list[Case] = []
     for batch, rows, columns in AFFINITIES:
@@ -117,16 +112,6 @@ def test_affinities(program, function):
             expected = (b * rows + row) * columns + column
             cases.append((function, [b, row, column, rows, columns], expected))
     check(program, cases, 2**40)
-
-
-def test_labels_of_many_maps(program):
-    """[B, H', W'] of labels: 4096 maps of 2048 x 1024 are 2^33."""
-    batch, height, width = 4096, 1024, 2048
-    cases: list[Case] = [
-        ("matrix", [b, y, x, height, width], (b * height + y) * width + x)
-        for b, y, x in [last_of(batch, height, width), (2048, 0, 0), (2047, 1023, 2047)]
-    ]
-    check(program, cases, 2**32)
 
 
 def map_strides(channels: int, height: int, width: int, layout: str) -> list[int]:
@@ -148,33 +133,19 @@ def test_maps(program, layout):
         for b, c, y, x in [last_of(*size), *inside]:
             place = (b, c, y, x)
             expected = sum(i * stride for i, stride in zip(place, strides, strict=True))
-            cases.append(("strides", [*strides, *place], expected))
             cases.append(("map", [*strides, size[3], b, c, y * size[3] + x], expected))
     check(program, cases, 2**40)
 
 
-def test_overlapping_and_reversed_maps(program):
-    cases: list[Case] = [
-        ("strides", [0, 0, 0, 0, 2**40, 2**40, 2**40, 2**40], 0),
-        ("strides", [2**40, 0, -(2**20), 3, 2**20, 5, 2**33, 7], 2**60 - 2**53 + 21),
-    ]
-    check(program, cases, 2**59)
-
-
-def test_blocks(program):
-    numbers = [1, 2, 255, 256, 257, 2**31 - 1, 2**31, 2**40 + 1, 2**63 - 1]
-    cases: list[Case] = [
-        ("blocks_of", [count, block], -(-count // block))
-        for count in [0, *numbers]
-        for block in numbers
-    ]
-    check(program, cases, 2**62)
+def test_expanded_maps(program):
+    strides = [0, 2**40, 0, 0]
+    check(program, [("map", [*strides, 1000, 2**30, 2**20 - 1, 2**30], (2**20 - 1) * 2**40)], 2**59)
 
 
 def test_32_bits_would_be_seen(program):
     """What this file relies on: the sanitizer stops the program at an overflow."""
     done = subprocess.run(
-        [program], input=f"matrix {2**40} 0 0 {2**40} 1 0 0 0", capture_output=True, text=True
+        [program], input=f"map {2**40} 0 0 0 1 {2**40} 0 0", capture_output=True, text=True
     )
     assert done.returncode != 0
     assert "signed integer overflow" in done.stderr

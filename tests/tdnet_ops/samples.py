@@ -243,6 +243,8 @@ _POOL: dict[str, tuple[Any, ...]] = {
     "subsample_over_map": (1, 3, (3, 2), 9, "subsample"),
     "no_batch": (0, 4, (5, 5), 2, "max"),
     "odd_channels": (1, 151, (13, 9), 4, "max"),
+    "large_window": (1, 40, (33, 17), 64, "max"),
+    "wide_window": (1, 2, (3, 1100), 600, "max"),
 }
 
 
@@ -332,6 +334,10 @@ _LABELS: dict[str, tuple[Any, ...]] = {
     "most_bytes": (1, 256, (3, 4), (10, 13), False),
     "more_than_bytes": (1, 257, (3, 4), (10, 13), True, torch.int64),
     "wide": (1, 19, (5, 33), (16, 129), False, torch.int64),
+    "far_apart": (1, 3, (70, 200), (17, 9), False),
+    "whole_vectors": (1, 19, (5, 9), (33, 64), False),
+    "many_patches": (1, 19, (5, 9), (33, 130), True),
+    "many_classes": (1, 3000, (3, 4), (10, 13), False, torch.int64),
 }
 
 _BUILDERS: dict[str, tuple[Callable[..., Any], dict[str, tuple[Any, ...]]]] = {
