@@ -1,7 +1,8 @@
 """What can run here and why not: one predicate, `refusal`, both dispatches and explains.
 
 A backend is a set of custom operators with one name space: "cpu" and "cuda" are the compiled
-kernels of `torch.ops.tdnet`, "reference" is plain PyTorch in `torch.ops.tdnet_reference`. Forward
+kernels of `torch.ops.tdnet`, "triton" those of `torch.ops.tdnet_triton`, "reference" is plain
+PyTorch in `torch.ops.tdnet_reference`. Forward
 and backward of an operator stay in its name space, so a forced backend also holds in the backward
 pass, whichever thread runs it.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import os
 import platform
+import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -20,9 +23,13 @@ import torch
 
 from tdnet_ops import _library
 
-NAMES = ("cpu", "cuda", "reference")
-_NAME_SPACES = {"cpu": "tdnet", "cuda": "tdnet", "reference": "tdnet_reference"}
-_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
+NAMES = ("cpu", "cuda", "triton", "reference")
+_NAME_SPACES = {
+    "cpu": "tdnet",
+    "cuda": "tdnet",
+    "triton": "tdnet_triton",
+    "reference": "tdnet_reference",
+}
 
 
 class _Forced(threading.local):
@@ -50,7 +57,7 @@ def backend(name: str) -> Iterator[None]:
     """Forces one backend for every operator called inside the block, and for its backward pass.
 
     Args:
-        name: "cpu", "cuda" or "reference". Holds for the current thread.
+        name: "cpu", "cuda", "triton" or "reference". Holds for the current thread.
 
     Raises:
         ValueError: an unknown name.
@@ -90,15 +97,39 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+@torch.compiler.assume_constant_result
+@functools.cache
+def _triton_refusal(device_type: str) -> str | None:
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    if triton.knobs.runtime.interpret and device_type == "cpu":
+        return None
+    if device_type not in ("cuda", "xpu"):
+        return f"its kernels take cuda or xpu tensors, got {device_type}"
+    if not torch.get_device_module(device_type).is_available():
+        return f"torch finds no {device_type.upper()} device"
+    compiler = os.environ.get("CC")
+    if not any(shutil.which(name) for name in ([compiler] if compiler else ["gcc", "clang"])):
+        wanted = f"CC={compiler} is none" if compiler else "install gcc or clang, or set CC"
+        return f"Triton needs a C compiler to launch what it compiles: {wanted}"
+    return None
+
+
 def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run tensors of this device and dtype; None if it can."""
     if name == "reference":
         return None
+    if name == "triton":
+        reason = _triton_refusal(device.type)
+        if reason is not None:
+            return reason
     if name == "cuda" and not _library.CUDA_ARCHITECTURES:
         return f"no CUDA kernels were compiled in ({_library.CUDA_STATUS})"
     if name == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    if device.type != name:
+    if name != "triton" and device.type != name:
         return f"its kernels take {name} tensors, got {device.type}"
     if name == "cuda":
         capability = _capability(device)
@@ -110,6 +141,18 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "its kernels compute in float32, got float64"
     return None
+
+
+def preference(device_type: str) -> tuple[str, ...]:
+    """The backends to try for tensors of a device type, the best first."""
+    if device_type == "cpu":
+        return ("cpu", "reference")
+    # ROCm's tensors are of type cuda too; compiled CUDA kernels cannot run there.
+    if device_type == "cuda" and torch.version.hip is None:
+        return ("cuda", "triton", "reference")
+    if device_type in ("cuda", "xpu"):
+        return ("triton", "reference")
+    return ("reference",)
 
 
 def choose(operator: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> str:
@@ -126,7 +169,7 @@ def choose(operator: str, device: torch.device, dtype: torch.dtype, forced: str 
         if reason is not None:
             raise RuntimeError(f"backend {forced!r} cannot run {operator}: {reason}")
         return forced
-    candidates = _PREFERENCE.get(device.type, ("reference",))
+    candidates = preference(device.type)
     return next(name for name in candidates if refusal(name, device, dtype) is None)
 
 
@@ -149,8 +192,8 @@ def describe(device: torch.device | str) -> str:
     chosen = choose("operators", device, torch.float32, None)
     if chosen == "cpu":
         return f"cpu ({_library.CPU_IN_USE}, {torch.get_num_threads()} threads)"
-    if chosen == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if chosen in ("cuda", "triton"):
+        return f"{chosen} ({torch.get_device_module(device).get_device_name(device)})"
     return f"reference (plain PyTorch on {device.type})"
 
 
@@ -169,9 +212,9 @@ def build_info() -> dict[str, Any]:
         instruction sets compiled and in use, CUDA architectures and status, Triton's version, and
         `backends`: name -> "ready" or the reason why float32 tensors cannot run on it.
     """
+    devices = {"cuda": "cuda", "triton": "xpu" if torch.xpu.is_available() else "cuda"}
     reasons = {
-        name: refusal(name, torch.device("cuda" if name == "cuda" else "cpu"), torch.float32)
-        for name in NAMES
+        name: refusal(name, torch.device(devices.get(name, "cpu")), torch.float32) for name in NAMES
     }
     return {
         "version": _library.VERSION,

@@ -26,7 +26,7 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _map(tokens: Tensor, like: Tensor) -> Tensor:
+def as_map(tokens: Tensor, like: Tensor) -> Tensor:
     """[B, N, C] -> a map of the size and dtype of `like`."""
     return tokens.transpose(1, 2).reshape(like.shape).to(like.dtype)
 
@@ -62,21 +62,21 @@ def pooled_affinity(
     scaled = wide(grad) * scale
     grad_q = scaled @ _tokens(wide(pooled))
     grad_pooled = scaled.transpose(1, 2) @ _tokens(wide(q))
-    return _map(grad_q, q), spatial_pool(_map(grad_pooled, pooled), k, stride, mode)
+    return as_map(grad_q, q), spatial_pool(as_map(grad_pooled, pooled), k, stride, mode)
 
 
-def _values(v: Tensor, weight: Tensor | None) -> Tensor:
+def fold(v: Tensor, weight: Tensor | None) -> Tensor:
     """phi folded into the values: [B, M, d_out]."""
     tokens = _tokens(wide(v))
     return tokens if weight is None else tokens @ wide(weight).transpose(0, 1)
 
 
-def _unfold(grad_values: Tensor, v: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def unfold(grad_values: Tensor, v: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """From the gradient of the folded values to those of v and weight."""
     if weight is None:
-        return _map(grad_values, v), None
+        return as_map(grad_values, v), None
     grad_weight = (grad_values.transpose(1, 2) @ _tokens(wide(v))).sum(0)
-    return _map(grad_values @ wide(weight), v), grad_weight.to(weight.dtype)
+    return as_map(grad_values @ wide(weight), v), grad_weight.to(weight.dtype)
 
 
 def _softmax_backward(weights: Tensor, grad_weights: Tensor) -> Tensor:
@@ -88,10 +88,10 @@ def softmax_propagate(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of affinity, v and weight."""
     grad_tokens, weights = _tokens(wide(grad)), wide(affinity).softmax(-1)
-    grad_weights = grad_tokens @ _values(v, weight).transpose(1, 2)
+    grad_weights = grad_tokens @ fold(v, weight).transpose(1, 2)
     grad_values = weights.transpose(1, 2) @ grad_tokens
     grad_affinity = _softmax_backward(weights, grad_weights).to(affinity.dtype)
-    return grad_affinity, *_unfold(grad_values, v, weight)
+    return grad_affinity, *unfold(grad_values, v, weight)
 
 
 def attention_propagate(
@@ -99,7 +99,7 @@ def attention_propagate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and weight (empty without one), contiguous."""
     scale = 1 / math.sqrt(q.shape[1]) if scale is None else scale
-    queries, keys, values = _tokens(wide(q)), _tokens(wide(k)), _values(v, weight)
+    queries, keys, values = _tokens(wide(q)), _tokens(wide(k)), fold(v, weight)
     grad_tokens = _tokens(wide(grad))
     grad_queries = torch.empty_like(queries)
     grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
@@ -111,10 +111,10 @@ def attention_propagate(
         grad_logits = _softmax_backward(weights, grad_out @ values.transpose(1, 2)) * scale
         grad_queries[:, first : first + chunk] = grad_logits @ keys
         grad_keys += grad_logits.transpose(1, 2) @ query
-    grad_v, grad_weight = _unfold(grad_values, v, weight)
+    grad_v, grad_weight = unfold(grad_values, v, weight)
     return (
-        _map(grad_queries, q).contiguous(),
-        _map(grad_keys, k).contiguous(),
+        as_map(grad_queries, q).contiguous(),
+        as_map(grad_keys, k).contiguous(),
         grad_v.contiguous(),
         q.new_empty(0) if grad_weight is None else grad_weight.contiguous(),
     )

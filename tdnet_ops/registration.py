@@ -3,10 +3,7 @@
 The schemas stand in csrc/library.cpp, once. For an operator `name` this file holds `_name_fake`
 (shape, dtype and layout of the result), `_name_setup` and `_name_backward` (autograd), and one row
 in `_OPERATORS`; the row is registered for each name space: `tdnet` (compiled, with the reference
-for other devices) and `tdnet_reference`.
-
-Layout rule of every operator that returns a map: channels_last exactly where the channels of its
-first map are adjacent in memory (stride(1) == 1), else contiguous.
+for other devices), `tdnet_triton` and `tdnet_reference`.
 """
 
 from __future__ import annotations
@@ -17,19 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 # _library defines the schemas.
-from tdnet_ops import _library, checks, gradients, reference  # noqa: F401
+from tdnet_ops import _library, backends, checks, gradients, reference  # noqa: F401
+from tdnet_ops.layouts import empty_map, layout
 
-NAME_SPACES = ("tdnet", "tdnet_reference")
-
-
-def _layout(like: Tensor) -> torch.memory_format:
-    return torch.channels_last if like.stride(1) == 1 else torch.contiguous_format
-
-
-def _empty_map(like: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_layout(like))
+NAME_SPACES = ("tdnet", "tdnet_triton", "tdnet_reference")
 
 
 def _wide_or_none(
@@ -49,12 +40,12 @@ def _wide_or_none(
 def _spatial_pool_fake(x: Tensor, stride: int, mode: str = "max") -> Tensor:
     checks.spatial_pool(x, stride, mode)
     height, width = (-(-pixels // stride) for pixels in x.shape[2:])
-    return _empty_map(x, [x.shape[0], x.shape[1], height, width])
+    return empty_map(x, [x.shape[0], x.shape[1], height, width])
 
 
 def _spatial_pool_reference(x: Tensor, stride: int, mode: str = "max") -> Tensor:
     checks.spatial_pool(x, stride, mode)
-    return reference.spatial_pool(x, stride, mode).contiguous(memory_format=_layout(x))
+    return reference.spatial_pool(x, stride, mode).contiguous(memory_format=layout(x))
 
 
 def _spatial_pool_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -131,7 +122,7 @@ def _softmax_propagate_fake(
 ) -> Tensor:
     checks.softmax_propagate(affinity, v, size, residual, weight, bias)
     channels = v.shape[1] if weight is None else weight.shape[0]
-    return _empty_map(v if residual is None else residual, [v.shape[0], channels, size[0], size[1]])
+    return empty_map(v if residual is None else residual, [v.shape[0], channels, size[0], size[1]])
 
 
 def _softmax_propagate_reference(
@@ -148,8 +139,8 @@ def _softmax_propagate_reference(
     out = reference.softmax_propagate(
         gradients.wide(affinity), gradients.wide(v), size, *_wide_or_none(residual, weight, bias)
     )
-    layout = _layout(v if residual is None else residual)
-    return out.to(v.dtype).contiguous(memory_format=layout)
+    like = v if residual is None else residual
+    return out.to(v.dtype).contiguous(memory_format=layout(like))
 
 
 def _softmax_propagate_setup(
@@ -183,7 +174,7 @@ def _attention_propagate_fake(
 ) -> Tensor:
     checks.attention_propagate(q, k, v, residual, weight, bias)
     channels = v.shape[1] if weight is None else weight.shape[0]
-    return _empty_map(q, [q.shape[0], channels, q.shape[2], q.shape[3]])
+    return empty_map(q, [q.shape[0], channels, q.shape[2], q.shape[3]])
 
 
 def _attention_propagate_reference(
@@ -202,7 +193,7 @@ def _attention_propagate_reference(
     out = reference.attention_propagate(
         gradients.wide(q), gradients.wide(k), gradients.wide(v), *projection, scale
     )
-    return out.to(q.dtype).contiguous(memory_format=_layout(q))
+    return out.to(q.dtype).contiguous(memory_format=layout(q))
 
 
 def _attention_propagate_setup(
@@ -242,7 +233,7 @@ def _block_sum_reduce_fake(
     allow_tf32: bool = False,
 ) -> Tensor:
     checks.block_sum_reduce(blocks, weights, bias, padding, dilation, activation)
-    return _empty_map(blocks[0], checks.convolved_shape(blocks[0], weights[0], padding, dilation))
+    return empty_map(blocks[0], checks.convolved_shape(blocks[0], weights[0], padding, dilation))
 
 
 def _block_sum_reduce_reference(
@@ -264,7 +255,7 @@ def _block_sum_reduce_reference(
         dilation,
         activation,
     )
-    return out.to(blocks[0].dtype).contiguous(memory_format=_layout(blocks[0]))
+    return out.to(blocks[0].dtype).contiguous(memory_format=layout(blocks[0]))
 
 
 def _block_sum_reduce_setup(
@@ -300,7 +291,7 @@ def _block_sum_update_fake(
 ) -> tuple[Tensor, Tensor]:
     checks.block_sum_update(partials, index, x, weight, bias, padding, dilation, activation)
     shape = checks.convolved_shape(x, weight, padding, dilation)
-    return _empty_map(x, shape), _empty_map(x, shape)
+    return empty_map(x, shape), empty_map(x, shape)
 
 
 def _block_sum_update_reference(
@@ -328,10 +319,9 @@ def _block_sum_update_reference(
     )
     # A copy where the sum is the partial itself (one block, no bias): results never alias.
     total = total.clone() if total is partial else total
-    layout = _layout(x)
     return (
-        partial.to(x.dtype).contiguous(memory_format=layout),
-        total.to(x.dtype).contiguous(memory_format=layout),
+        partial.to(x.dtype).contiguous(memory_format=layout(x)),
+        total.to(x.dtype).contiguous(memory_format=layout(x)),
     )
 
 
@@ -464,10 +454,29 @@ def _autocast_kernel(overload: Any, device_type: str) -> Callable[..., Any]:
     return kernel
 
 
+def _triton_kernel(name: str, operator: _Operator) -> Callable[..., Any]:
+    """The operator of tdnet_ops.triton, imported in the first call: that takes a while."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        like = next((x for x in pytree.tree_leaves(args) if isinstance(x, Tensor)), None)
+        if like is None or like.dtype == torch.float64:
+            return operator.reference(*args, **kwargs)
+        reason = backends.refusal("triton", like.device, like.dtype)
+        if reason is not None:
+            raise RuntimeError(f"backend 'triton' cannot run {name}: {reason}")
+        from tdnet_ops import triton
+
+        return getattr(triton, name)(*args, **kwargs)
+
+    return kernel
+
+
 def _register(
     name: str, operator: _Operator, name_space: str, library: torch.library.Library
 ) -> None:
-    library.impl(name, operator.reference, "CompositeExplicitAutograd")
+    triton = name_space == "tdnet_triton"
+    kernel = _triton_kernel(name, operator) if triton else operator.reference
+    library.impl(name, kernel, "CompositeExplicitAutograd")
     qualified = f"{name_space}::{name}"
     torch.library.register_fake(qualified, operator.fake, lib=library)
     if operator.backward is not None:

@@ -1,7 +1,5 @@
 """The CUDA kernels and launchers of csrc/cuda, run by the emulator on the samples of all tests."""
 
-import importlib.util
-import inspect
 import os
 import re
 import subprocess
@@ -120,22 +118,8 @@ OTHER_DEVICES = {"test_missing", "test_mixed_devices", "test_mixed_devices_by_th
 
 
 def by_route(file):
-    """The tests of tests/tdnet_ops/`file` that take a route, with the emulated one alone."""
-    path = emulator.ROOT / "tests" / "tdnet_ops" / file
-    spec = importlib.util.spec_from_file_location(f"emulated_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    routes, samples.ROUTES = samples.ROUTES, ROUTE
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        samples.ROUTES = routes
-    return {
-        name: test
-        for name, test in vars(module).items()
-        if name.startswith("test_")
-        and name not in OTHER_DEVICES
-        and "route" in inspect.signature(test).parameters
-    }
+    tests = samples.tests_by_route(emulator.ROOT / "tests" / "tdnet_ops" / file, ROUTE)
+    return {name: test for name, test in tests.items() if name not in OTHER_DEVICES}
 
 
 globals().update(by_route("test_semantics.py"))

@@ -1,0 +1,353 @@
+"""attention_propagate_backward: gradients of q, k, v and phi, the affinity recomputed in tiles.
+
+With values = phi(v), weights A = softmax(q k^T * scale) and the gradient G of the result:
+
+    grad_weights = G values^T
+    grad_logits  = A * (grad_weights - delta) * scale,  delta = sum_m A grad_weights
+    grad_q = grad_logits k        grad_k = grad_logits^T q        grad_values = A^T G
+
+Four kernels: the maximum, total and delta of every row, then one a gradient. Sums over queries
+run in a few splits whose partial results are added in a fixed order: nothing is atomic, gradients
+are the same every time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tdnet_ops import backends, gradients
+from tdnet_ops.triton import launch, maps
+from tdnet_ops.triton.maps import load_tile, store_tile
+from tdnet_ops.triton.products import multiply_add, precision, softmax_step
+
+# Enough programs to fill a large GPU a few times over.
+_PROGRAMS = 512
+# Queries of the smallest part of a sum over them: whole tiles, whatever their size.
+_SPLIT = 512
+
+
+class Attention(NamedTuple):
+    """What every kernel here reads."""
+
+    q: maps.Map  # [B, queries, key_channels]
+    k: maps.Map  # [B, keys, key_channels]
+    v: maps.Map  # [B, keys, channels], phi folded in (Triton has a name `values`)
+    grad: maps.Map  # [B, queries, channels], of the result
+    queries: int
+    keys: int
+    key_channels: int
+    channels: int
+    scale: float
+
+
+class Rows(NamedTuple):
+    """Of each query, [B, queries] in float32."""
+
+    maximum: Tensor
+    total: Tensor
+    delta: Tensor
+
+
+@triton.jit
+def product(
+    a, b, batch, row, rows, column, columns, depth,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Tokens `row` of a times tokens `column` of b, over all their channels: [rows, columns]."""
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(0, depth, DEPTH):
+        channel = first + tl.arange(0, DEPTH)
+        a_tile = load_tile(a, batch, row, rows, channel, depth)
+        b_tile = load_tile(b, batch, column, columns, channel, depth)
+        total = multiply_add(a_tile, tl.trans(b_tile), total, PRECISION)
+    return total
+
+
+@triton.jit
+def logits_of(
+    p, b, query, key,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[queries, keys]; -inf beyond the last key."""
+    logits = product(
+        p.q, p.k, b, query, p.queries, key, p.keys, p.key_channels, QUERIES, KEYS, DEPTH, PRECISION
+    )
+    return tl.where((key < p.keys)[None, :], logits * p.scale, float("-inf"))
+
+
+@triton.jit
+def grad_weights_of(
+    p, b, query, key,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    return product(
+        p.grad, p.v, b, query, p.queries, key, p.keys, p.channels,
+        QUERIES, KEYS, DEPTH, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def weights_of(p, rows, b, query, logits):
+    """softmax(logits); 0 beyond the last query."""
+    place = b.to(tl.int64) * p.queries + query
+    maximum = tl.load(rows.maximum + place, mask=query < p.queries, other=float("inf"))
+    total = tl.load(rows.total + place, mask=query < p.queries, other=1.0)
+    return tl.exp(logits - maximum[:, None]) / total[:, None]
+
+
+@triton.jit
+def grad_logits_of(p, rows, b, query, weights, grad_weights):
+    place = b.to(tl.int64) * p.queries + query
+    delta = tl.load(rows.delta + place, mask=query < p.queries, other=0.0)
+    return weights * (grad_weights - delta[:, None]) * p.scale
+
+
+@triton.jit
+def row_statistics(
+    p,
+    rows,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tiles = tl.cdiv(p.queries, QUERIES)
+    program = tl.program_id(0)
+    query = program % tiles * QUERIES + tl.arange(0, QUERIES)
+    b = program // tiles
+    maximum = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    delta = tl.zeros([QUERIES], tl.float32)
+    for first in range(0, p.keys, KEYS):
+        key = first + tl.arange(0, KEYS)
+        logits = logits_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        weights, rescale, maximum, total = softmax_step(logits, maximum, total)
+        grad_weights = grad_weights_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        delta = delta * rescale + tl.sum(weights * grad_weights, 1)
+    place = b.to(tl.int64) * p.queries + query
+    tl.store(rows.maximum + place, maximum, mask=query < p.queries)
+    tl.store(rows.total + place, total, mask=query < p.queries)
+    tl.store(rows.delta + place, delta / total, mask=query < p.queries)
+
+
+@triton.jit
+def query_gradients(
+    p,
+    rows,
+    grad_q,  # [B, queries, key_channels]
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    slices = tl.cdiv(p.key_channels, CHANNELS)
+    tiles = tl.cdiv(p.queries, QUERIES)
+    program = tl.program_id(0)
+    channel = program % slices * CHANNELS + tl.arange(0, CHANNELS)
+    query = program // slices % tiles * QUERIES + tl.arange(0, QUERIES)
+    b = program // slices // tiles
+    sums = tl.zeros([QUERIES, CHANNELS], tl.float32)
+    for first in range(0, p.keys, KEYS):
+        key = first + tl.arange(0, KEYS)
+        logits = logits_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        weights = weights_of(p, rows, b, query, logits)
+        grad_weights = grad_weights_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        grad_logits = grad_logits_of(p, rows, b, query, weights, grad_weights)
+        k_tile = load_tile(p.k, b, key, p.keys, channel, p.key_channels)
+        sums = multiply_add(grad_logits.to(k_tile.dtype), k_tile, sums, PRECISION)
+    store_tile(grad_q, b, query, p.queries, channel, p.key_channels, sums)
+
+
+@triton.jit
+def key_gradients(
+    p,
+    rows,
+    partials,  # [splits * B, keys, key_channels]
+    batch,
+    split,  # queries of a part, whole tiles
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    slices = tl.cdiv(p.key_channels, CHANNELS)
+    tiles = tl.cdiv(p.keys, KEYS)
+    program = tl.program_id(0)
+    channel = program % slices * CHANNELS + tl.arange(0, CHANNELS)
+    key = program // slices % tiles * KEYS + tl.arange(0, KEYS)
+    part = program // slices // tiles
+    b = part % batch
+    begin = part // batch * split
+    sums = tl.zeros([KEYS, CHANNELS], tl.float32)
+    for first in range(begin, begin + split, QUERIES):
+        query = first + tl.arange(0, QUERIES)
+        logits = logits_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        weights = weights_of(p, rows, b, query, logits)
+        grad_weights = grad_weights_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        grad_logits = grad_logits_of(p, rows, b, query, weights, grad_weights)
+        q_tile = load_tile(p.q, b, query, p.queries, channel, p.key_channels)
+        sums = multiply_add(tl.trans(grad_logits.to(q_tile.dtype)), q_tile, sums, PRECISION)
+    store_tile(partials, part, key, p.keys, channel, p.key_channels, sums)
+
+
+@triton.jit
+def value_gradients(
+    p,
+    rows,
+    partials,  # [splits * B, keys, channels]
+    batch,
+    split,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    slices = tl.cdiv(p.channels, CHANNELS)
+    tiles = tl.cdiv(p.keys, KEYS)
+    program = tl.program_id(0)
+    channel = program % slices * CHANNELS + tl.arange(0, CHANNELS)
+    key = program // slices % tiles * KEYS + tl.arange(0, KEYS)
+    part = program // slices // tiles
+    b = part % batch
+    begin = part // batch * split
+    sums = tl.zeros([KEYS, CHANNELS], tl.float32)
+    for first in range(begin, begin + split, QUERIES):
+        query = first + tl.arange(0, QUERIES)
+        logits = logits_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        weights = weights_of(p, rows, b, query, logits)
+        g_tile = load_tile(p.grad, b, query, p.queries, channel, p.channels)
+        sums = multiply_add(tl.trans(weights.to(g_tile.dtype)), g_tile, sums, PRECISION)
+    store_tile(partials, part, key, p.keys, channel, p.channels, sums)
+
+
+def attention_propagate_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor | None,
+    scale: float | None,
+    *,
+    allow_tf32: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As gradients.attention_propagate: of q, k, v and weight (empty without one), contiguous.
+
+    The operator's schema has no `allow_tf32`: None asks torch.
+    """
+    if grad.numel() == 0:
+        return gradients.attention_propagate(grad, q, k, v, weight, scale)
+    values = gradients.fold(v, weight).to(v.dtype)
+    if allow_tf32 is None:
+        allow_tf32 = backends.allow_tf32(q)
+    kind, precise = launch.kind(q, allow_tf32), precision(q, allow_tf32)
+    batch, channels, queries, keys = *q.shape[:2], q[0, 0].numel(), k[0, 0].numel()
+    p = Attention(
+        q=maps.tokens(q),
+        k=maps.tokens(k),
+        v=maps.matrix(values),
+        grad=maps.tokens(grad),
+        queries=queries,
+        keys=keys,
+        key_channels=channels,
+        channels=values.shape[2],
+        scale=1 / math.sqrt(channels) if scale is None else scale,
+    )
+    rows = Rows(*(q.new_empty([batch, queries], dtype=torch.float32) for _ in range(3)))
+    launch.launch(
+        row_statistics,
+        q,
+        kind,
+        _candidates(kind),
+        lambda tile: batch * launch.cdiv(queries, tile["QUERIES"]),
+        p=p,
+        rows=rows,
+        PRECISION=precise,
+    )
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    launch.launch(
+        query_gradients,
+        q,
+        kind,
+        _candidates(kind, CHANNELS=64),
+        lambda tile: (
+            batch * launch.cdiv(queries, tile["QUERIES"]) * launch.cdiv(channels, tile["CHANNELS"])
+        ),
+        p=p,
+        rows=rows,
+        grad_q=maps.tokens(grad_q),
+        PRECISION=precise,
+    )
+    grad_keys = _sum_over_queries(key_gradients, q, kind, p, rows, channels, precise)
+    grad_values = _sum_over_queries(value_gradients, q, kind, p, rows, values.shape[2], precise)
+    grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
+    return (
+        grad_q,
+        gradients.as_map(grad_keys, k).contiguous(),
+        grad_v.contiguous(),
+        q.new_empty(0) if grad_weight is None else grad_weight.contiguous(),
+    )
+
+
+def _sum_over_queries(
+    kernel: Any, like: Tensor, kind: str, p: Attention, rows: Rows, channels: int, precise: str
+) -> Tensor:
+    """grad_logits^T q or A^T G: [B, keys, channels] in float32."""
+    batch = like.shape[0]
+    together = batch * launch.cdiv(p.keys, 64) * launch.cdiv(channels, 64)
+    tiles = launch.cdiv(p.queries, _SPLIT)
+    split = launch.cdiv(tiles, max(1, _PROGRAMS // together)) * _SPLIT
+    parts = launch.cdiv(p.queries, split)
+    partials = like.new_empty([parts * batch, p.keys, channels], dtype=torch.float32)
+    launch.launch(
+        kernel,
+        like,
+        kind,
+        _candidates(kind, CHANNELS=64),
+        lambda tile: (
+            parts
+            * batch
+            * launch.cdiv(p.keys, tile["KEYS"])
+            * launch.cdiv(channels, tile["CHANNELS"])
+        ),
+        p=p,
+        rows=rows,
+        partials=maps.matrix(partials),
+        batch=batch,
+        split=split,
+        PRECISION=precise,
+    )
+    return partials.unflatten(0, (parts, batch)).sum(0)
+
+
+# QUERIES, KEYS, DEPTH, num_warps: tiles whose logits, their gradients and sums fit into registers.
+_TILES = {
+    "half": ((128, 64, 64, 8), (64, 64, 64, 4), (64, 32, 64, 4)),
+    "tf32": ((64, 64, 32, 8), (64, 32, 32, 4), (32, 32, 32, 4)),
+    "float32": ((32, 32, 32, 4), (32, 32, 16, 4), (16, 32, 16, 4)),
+}
+
+
+@functools.cache
+def _candidates(kind: str, **constants: int) -> list[launch.Configuration]:
+    return [
+        {
+            "QUERIES": queries,
+            "KEYS": keys,
+            "DEPTH": depth,
+            "num_warps": warps,
+            "num_stages": stages,
+            **constants,
+        }
+        for queries, keys, depth, warps in _TILES[kind]
+        for stages in (3, 2)
+    ]

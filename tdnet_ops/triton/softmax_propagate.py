@@ -1,0 +1,113 @@
+"""softmax_propagate: phi(softmax(affinity) v) + residual with the logits given, Eq. 4 and 5.
+
+As attention_propagate, the logits loaded instead of computed: a program makes QUERIES x CHANNELS
+numbers and walks over the keys, KEYS at a time, with an online softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tdnet_ops import checks
+from tdnet_ops.layouts import empty_map
+from tdnet_ops.triton import launch, maps, projection
+from tdnet_ops.triton.attention_propagate import candidates
+from tdnet_ops.triton.maps import load_tile, store_tile, tile_pointers
+from tdnet_ops.triton.products import multiply_add, precision, softmax_step
+
+
+@triton.jit
+def propagate(
+    affinity,  # [B, queries, keys]
+    values,  # [B, keys, channels]
+    residual,  # [B, queries, channels] or None
+    out,  # [B, queries, channels]
+    queries,
+    keys,
+    channels,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Slices of one tile of queries run side by side: they share its logits in the cache.
+    slices = tl.cdiv(channels, CHANNELS)
+    tiles = tl.cdiv(queries, QUERIES)
+    program = tl.program_id(0)
+    channel = program % slices * CHANNELS + tl.arange(0, CHANNELS)
+    query = program // slices % tiles * QUERIES + tl.arange(0, QUERIES)
+    b = program // slices // tiles
+
+    maximum = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    sums = tl.zeros([QUERIES, CHANNELS], tl.float32)
+    for first in range(0, keys, KEYS):
+        key = first + tl.arange(0, KEYS)
+        logits = tl.load(
+            tile_pointers(affinity, b, query, key),
+            mask=(query < queries)[:, None] & (key < keys)[None, :],
+            other=float("-inf"),
+        ).to(tl.float32)
+        weights, rescale, maximum, total = softmax_step(logits, maximum, total)
+        v_tile = load_tile(values, b, key, keys, channel, channels)
+        sums = multiply_add(weights.to(v_tile.dtype), v_tile, sums * rescale[:, None], PRECISION)
+
+    result = sums / total[:, None]
+    if residual is not None:
+        result += load_tile(residual, b, query, queries, channel, channels).to(tl.float32)
+    store_tile(out, b, query, queries, channel, channels, result)
+
+
+def softmax_propagate(
+    affinity: Tensor,
+    v: Tensor,
+    size: Sequence[int],
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    allow_tf32: bool = False,
+) -> Tensor:
+    """As tdnet_ops.softmax_propagate."""
+    checks.softmax_propagate(affinity, v, size, residual, weight, bias)
+    channels = v.shape[1] if weight is None else weight.shape[0]
+    out = empty_map(v if residual is None else residual, [v.shape[0], channels, *size])
+
+    def run(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
+        _run(affinity, values, addend, result, allow_tf32)
+
+    projection.propagate(v, residual, weight, bias, out, allow_tf32, run)
+    return out
+
+
+def _run(
+    affinity: Tensor, values: Tensor, residual: Tensor | None, out: Tensor, allow_tf32: bool
+) -> None:
+    if out.numel() == 0:
+        return
+    batch, queries, keys = affinity.shape
+    kind = launch.kind(affinity, allow_tf32)
+    channels = 128 if values.shape[1] <= 128 else 256
+    launch.launch(
+        propagate,
+        affinity,
+        f"{kind}-{channels}",
+        candidates(kind, channels),
+        lambda tile: (
+            batch
+            * launch.cdiv(queries, tile["QUERIES"])
+            * launch.cdiv(values.shape[1], tile["CHANNELS"])
+        ),
+        affinity=maps.matrix(affinity),
+        values=maps.tokens(values),
+        residual=None if residual is None else maps.tokens(residual),
+        out=maps.tokens(out),
+        queries=queries,
+        keys=keys,
+        channels=values.shape[1],
+        PRECISION=precision(affinity, allow_tf32),
+    )

@@ -1,0 +1,75 @@
+"""A call for every shape class of every kernel, at the sizes of TDNet: what tune.py chooses for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tdnet_ops import triton as kernels
+
+# 769 x 1537 at stride 8, and its pooled keys.
+_QUERIES, _KEYS = (97, 193), (25, 49)
+
+Workload = tuple[str, Callable[[], object]]
+
+
+def _map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """channels_last"""
+    x = torch.randn(1, channels, *size, dtype=like.dtype, device=like.device)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _matrix(like: Tensor, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=like.dtype, device=like.device) * shape[-1] ** -0.5
+
+
+def workloads(device: torch.device) -> Iterator[Workload]:
+    """Names and calls, on tensors of `device`."""
+    half, full = (torch.empty(0, dtype=x, device=device) for x in (torch.float16, torch.float32))
+    x = _map(half, 512, _QUERIES)
+    yield "spatial_pool, channels_last", partial(kernels.spatial_pool, x, 4)
+    yield "spatial_pool, contiguous", partial(kernels.spatial_pool, x.contiguous(), 4)
+    logits = _map(half, 19, _QUERIES).contiguous()
+    yield "upsample_argmax", partial(kernels.upsample_argmax, logits, [769, 1537])
+    for like, allow_tf32, kind in (
+        (half, False, "half"),
+        (full, True, "tf32"),
+        (full, False, "float32"),
+    ):
+        for name, workload in _products(like, allow_tf32):
+            yield f"{name}, {kind}", workload
+
+
+def _products(like: Tensor, allow_tf32: bool) -> Iterator[Workload]:
+    q, k, keys = _map(like, 64, _QUERIES), _map(like, 64, _QUERIES), _map(like, 64, _KEYS)
+    yield "pooled_affinity", partial(kernels.pooled_affinity, q, k, 4, allow_tf32=allow_tf32)
+    affinity = _matrix(like, 1, 97 * 193, 25 * 49)
+    for channels in (128, 512):
+        v = _map(like, channels, _KEYS)
+        attend, propagate = kernels.attention_propagate, kernels.softmax_propagate
+        yield (
+            f"attention_propagate, {channels}",
+            partial(attend, q, keys, v, allow_tf32=allow_tf32),
+        )
+        yield (
+            f"softmax_propagate, {channels}",
+            partial(propagate, affinity, v, _QUERIES, allow_tf32=allow_tf32),
+        )
+    v, grad = _map(like, 512, _KEYS), _map(like, 512, _QUERIES)
+    backward = kernels.attention_propagate_backward
+    yield (
+        "attention_propagate_backward",
+        partial(backward, grad, q, keys, v, None, None, allow_tf32=allow_tf32),
+    )
+    x = _map(like, 512, _QUERIES)
+    for side in (1, 3):
+        for out_channels in (64, 512):
+            weight = _matrix(like, out_channels, 512, side, side)
+            reduce = partial(kernels.block_sum_reduce, [x], [weight], None, side // 2, 1, "none")
+            yield (
+                f"block_sum_reduce, {side}x{side}, {out_channels}",
+                partial(reduce, allow_tf32=allow_tf32),
+            )
