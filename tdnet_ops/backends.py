@@ -91,15 +91,20 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
     return False
 
 
+# torch.compile takes what these two return as constants. Plain functions: it would trace into one
+# that functools.cache has wrapped.
 @torch.compiler.assume_constant_result
-@functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _triton_refusal(device_type: str) -> str | None:
+    return _why_not_triton(device_type)
+
+
+@functools.cache
+def _why_not_triton(device_type: str) -> str | None:
     try:
         import triton
     except ImportError as error:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 DTYPES = {
     "float32": torch.float32,
@@ -39,11 +40,13 @@ class Setting:
         layout: of the maps given to our operators, a key of `LAYOUTS`.
         dtype: of all tensors.
         threads: of our operators and of every peer.
+        device: of all tensors.
     """
 
     layout: str
     dtype: torch.dtype
     threads: int
+    device: torch.device = CPU
 
 
 class Inputs:
@@ -56,7 +59,7 @@ class Inputs:
     def tensor(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal numbers, contiguous."""
         numbers = torch.randn(shape, generator=self._generator) * scale
-        return numbers.to(self._setting.dtype)
+        return numbers.to(self._setting.device, self._setting.dtype)
 
     def feature_map(self, *shape: int) -> Tensor:
         """A map [B, C, H, W] in the layout of the setting."""

@@ -37,6 +37,15 @@ def _threads(text: str) -> int:
     return int(text)
 
 
+def _device(text: str) -> torch.device:
+    available = ["cpu"] + [x for x in ("cuda", "xpu") if getattr(torch, x).is_available()]
+    if text not in available:
+        raise argparse.ArgumentTypeError(
+            f"expected one of {available} on this machine, got {text!r}"
+        )
+    return torch.device(text)
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -57,7 +66,7 @@ def _output(text: str) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tdnet_ops.bench",
-        description="Times every operator beside its peers in one process, on the CPU.",
+        description="Times every operator beside its peers in one process.",
     )
     operators = list(dict.fromkeys(case.operator for case in CASES))
     names = list(dict.fromkeys(case.name for case in CASES))
@@ -79,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         default=torch.get_num_threads(),
         help="of ours and every peer; default: %(default)s",
+    )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="cpu",
+        metavar="NAME",
+        help="cpu, cuda or xpu; default: %(default)s",
     )
     parser.add_argument(
         "--layout",
@@ -129,7 +145,8 @@ def _print_notes(console: Console, rows: Sequence[Row], said: set[str]) -> None:
 
 
 def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequence[str]) -> int:
-    setting = Setting(options.layout, DTYPES[options.dtype], options.threads)
+    dtype = DTYPES[options.dtype]
+    setting = Setting(options.layout, dtype, options.threads, options.device)
     torch.set_num_threads(options.threads)
     stamped = report.stamp(setting, arguments)
     console = report.console()

@@ -41,7 +41,9 @@ def ratio_of_rounds(peer: Times, ours: Times) -> float:
     return statistics.median(p / o for p, o in zip(peer.rounds, ours.rounds, strict=True))
 
 
-def interleave(calls: Mapping[str, Call], seconds: float) -> dict[str, Times]:
+def interleave(
+    calls: Mapping[str, Call], seconds: float, synchronize: Callable[[], object] | None = None
+) -> dict[str, Times]:
     """Times every call once a round, until `seconds` are spent and `MINIMUM_ROUNDS` are done.
 
     A short call is repeated within its turn, after one that is not timed and brings its data and
@@ -51,8 +53,10 @@ def interleave(calls: Mapping[str, Call], seconds: float) -> dict[str, Times]:
     Args:
         calls: warmed up already (compiled, allocated).
         seconds: to spend on all calls together.
+        synchronize: waits for what the calls have started, where they do not themselves.
     """
-    bursts = {name: _calls_a_burst(call) for name, call in calls.items()}
+    wait = synchronize or (lambda: None)
+    bursts = {name: _calls_a_burst(call, wait) for name, call in calls.items()}
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()
@@ -61,7 +65,7 @@ def interleave(calls: Mapping[str, Call], seconds: float) -> dict[str, Times]:
         done = 0
         while done < MINIMUM_ROUNDS or time.perf_counter() < end:
             for name in _order(list(calls), done):
-                rounds[name].append(_turn(calls[name], bursts[name]))
+                rounds[name].append(_turn(calls[name], bursts[name], wait))
             done += 1
     finally:
         if collecting:
@@ -75,20 +79,22 @@ def _order(names: Sequence[str], done: int) -> list[str]:
     return order[::-1] if done % 2 else order
 
 
-def _calls_a_burst(call: Call) -> int:
+def _calls_a_burst(call: Call, wait: Call) -> int:
     call()
-    return max(1, round(BURST_SECONDS / _seconds(call, 1)))
+    return max(1, round(BURST_SECONDS / _seconds(call, 1, wait)))
 
 
-def _turn(call: Call, repeat: int) -> float:
+def _turn(call: Call, repeat: int, wait: Call) -> float:
     time.sleep(SETTLE_SECONDS)
     if repeat > 1:
         call()
-    return _seconds(call, repeat)
+    return _seconds(call, repeat, wait)
 
 
-def _seconds(call: Call, repeat: int) -> float:
+def _seconds(call: Call, repeat: int, wait: Call) -> float:
+    wait()
     start = time.perf_counter()
     for _ in range(repeat):
         call()
+    wait()
     return (time.perf_counter() - start) / repeat

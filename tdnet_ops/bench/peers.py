@@ -25,7 +25,7 @@ NAMES = (*_FORMS, "compile", *_ENGINES, *backends.NAMES)
 
 def ours(case: Case, setting: Setting) -> str:
     """The backend that a user gets, the one that ratios refer to."""
-    return backends.choose(case.operator, torch.device("cpu"), setting.dtype, None)
+    return backends.choose(case.operator, setting.device, setting.dtype, None)
 
 
 def exists(name: str, problem: Problem) -> bool:
@@ -41,6 +41,8 @@ def build(name: str, case: Case, problem: Problem, setting: Setting) -> Call:
     """
     try:
         if name in _ENGINES:
+            if setting.device.type != "cpu":
+                raise Refusal("compared on CPUs only")
             return _ENGINES[name](problem.graph(), setting)
         if name == "compile":
             return _compiled(problem)
@@ -85,7 +87,7 @@ def _compiled(problem: Problem) -> Call:
 
 
 def _backend(name: str, case: Case, problem: Problem, setting: Setting) -> Call:
-    reason = backends.refusal(name, torch.device("cpu"), setting.dtype)
+    reason = backends.refusal(name, setting.device, setting.dtype)
     if reason is not None:
         raise Refusal(reason)
     operator = getattr(tdnet_ops, case.operator)

@@ -34,6 +34,7 @@ def stamp(setting: Setting, arguments: Sequence[str]) -> dict[str, str]:
     """What the numbers depend on."""
     return {
         "cpu": _cpu_model(),
+        "device": _device_name(setting.device),
         "instruction_set": str(tdnet_ops.build_info()["cpu"]["in_use"]),
         "threads": str(setting.threads),
         "layout": setting.layout,
@@ -42,6 +43,12 @@ def stamp(setting: Setting, arguments: Sequence[str]) -> dict[str, str]:
         "tdnet": tdnet_ops.__version__,
         "command": f"python -m tdnet_ops.bench {shlex.join(arguments)}".strip(),
     }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    return str(torch.get_device_module(device).get_device_name(device))
 
 
 def _cpu_model() -> str:

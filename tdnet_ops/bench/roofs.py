@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tdnet_ops.bench.case import Problem, product_operations, total_bytes
+from tdnet_ops.bench.case import Problem, Setting, product_operations, total_bytes
 
 SQUARE = 2048
 # Two buffers of this size are larger together than most last-level caches.
@@ -27,26 +27,31 @@ class Roof:
     moved_bytes: int
 
 
-def measured_roofs(problem: Problem, dtype: torch.dtype) -> dict[str, Roof]:
+def measured_roofs(problem: Problem, setting: Setting) -> dict[str, Roof]:
     """torch.mm on a large square, torch.mm at the case's own shapes if it has any, and a copy.
 
-    The products run in float32 (float64 for float64), which is what the kernels accumulate in.
+    On a CPU the products of half precision run in float32, which is what the kernels there
+    multiply in.
     """
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    roofs = {MM: _products([(SQUARE, SQUARE, SQUARE)], wide)}
+    half = setting.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if half and setting.device.type == "cpu" else setting.dtype
+    roofs = {MM: _products([(SQUARE, SQUARE, SQUARE)], dtype, setting.device)}
     if problem.products:
-        roofs[MM_SHAPES] = _products(problem.products, wide)
-    return {**roofs, COPY: _copy()}
+        roofs[MM_SHAPES] = _products(problem.products, dtype, setting.device)
+    return {**roofs, COPY: _copy(setting.device)}
 
 
-def _products(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype) -> Roof:
+def _products(
+    shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device
+) -> Roof:
     generator = torch.Generator().manual_seed(0)
     made: dict[tuple[int, int, int], tuple[torch.Tensor, ...]] = {}
     for rows, columns, depth in shapes:
         if (rows, columns, depth) not in made:
-            left = torch.randn(rows, depth, generator=generator, dtype=dtype)
-            right = torch.randn(depth, columns, generator=generator, dtype=dtype)
-            made[rows, columns, depth] = left, right, torch.zeros(rows, columns, dtype=dtype)
+            left = torch.randn(rows, depth, generator=generator).to(device, dtype)
+            right = torch.randn(depth, columns, generator=generator).to(device, dtype)
+            out = torch.zeros(rows, columns, dtype=dtype, device=device)
+            made[rows, columns, depth] = left, right, out
     operands = [made[shape] for shape in shapes]
 
     def call() -> None:
@@ -56,6 +61,6 @@ def _products(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype) -> Roo
     return Roof(call, product_operations(shapes), sum(total_bytes(*three) for three in operands))
 
 
-def _copy() -> Roof:
-    source, target = torch.zeros(2, COPY_BYTES // 4)
+def _copy(device: torch.device) -> Roof:
+    source, target = torch.zeros(2, COPY_BYTES // 4, device=device)
     return Roof(lambda: target.copy_(source), 0, 2 * COPY_BYTES)

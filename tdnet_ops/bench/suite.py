@@ -73,10 +73,10 @@ def run_case(case: Case, setting: Setting, names: Sequence[str], seconds: float)
         calls, rows = _checked_calls(case, problem, setting, [ours, *others])
         if ours not in calls:
             return rows
-        measured = roofs.measured_roofs(problem, setting.dtype)
-        times = interleave(
-            {**calls, **{name: roof.call for name, roof in measured.items()}}, seconds
-        )
+        measured = roofs.measured_roofs(problem, setting)
+        everybody = {**calls, **{name: roof.call for name, roof in measured.items()}}
+        synchronize = None if setting.device.type == "cpu" else torch.accelerator.synchronize
+        times = interleave(everybody, seconds, synchronize)
     rows += [
         Row(case.operator, case.name, case.shapes, name, torch.__version__, "roof", "timed")
         for name in measured

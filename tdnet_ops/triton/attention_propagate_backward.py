@@ -33,13 +33,7 @@ _PROGRAMS = 512
 _SPLIT = 512
 
 
-class Attention(NamedTuple):
-    """What every kernel here reads."""
-
-    q: maps.Map  # [B, queries, key_channels]
-    k: maps.Map  # [B, keys, key_channels]
-    v: maps.Map  # [B, keys, channels], phi folded in (Triton has a name `values`)
-    grad: maps.Map  # [B, queries, channels], of the result
+class Sizes(NamedTuple):
     queries: int
     keys: int
     key_channels: int
@@ -72,74 +66,85 @@ def product(
 
 @triton.jit
 def logits_of(
-    p, b, query, key,
+    q, k, sizes, b, query, key,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """[queries, keys]; -inf beyond the last key."""
     logits = product(
-        p.q, p.k, b, query, p.queries, key, p.keys, p.key_channels, QUERIES, KEYS, DEPTH, PRECISION
-    )
-    return tl.where((key < p.keys)[None, :], logits * p.scale, float("-inf"))
+        q, k, b, query, sizes.queries, key, sizes.keys, sizes.key_channels,
+        QUERIES, KEYS, DEPTH, PRECISION,
+    )  # fmt: skip
+    return tl.where((key < sizes.keys)[None, :], logits * sizes.scale, float("-inf"))
 
 
 @triton.jit
 def grad_weights_of(
-    p, b, query, key,
+    grad, v, sizes, b, query, key,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     return product(
-        p.grad, p.v, b, query, p.queries, key, p.keys, p.channels,
+        grad, v, b, query, sizes.queries, key, sizes.keys, sizes.channels,
         QUERIES, KEYS, DEPTH, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit
-def weights_of(p, rows, b, query, logits):
+def weights_of(rows, sizes, b, query, logits):
     """softmax(logits); 0 beyond the last query."""
-    place = b.to(tl.int64) * p.queries + query
-    maximum = tl.load(rows.maximum + place, mask=query < p.queries, other=float("inf"))
-    total = tl.load(rows.total + place, mask=query < p.queries, other=1.0)
+    place = b.to(tl.int64) * sizes.queries + query
+    maximum = tl.load(rows.maximum + place, mask=query < sizes.queries, other=float("inf"))
+    total = tl.load(rows.total + place, mask=query < sizes.queries, other=1.0)
     return tl.exp(logits - maximum[:, None]) / total[:, None]
 
 
 @triton.jit
-def grad_logits_of(p, rows, b, query, weights, grad_weights):
-    place = b.to(tl.int64) * p.queries + query
-    delta = tl.load(rows.delta + place, mask=query < p.queries, other=0.0)
-    return weights * (grad_weights - delta[:, None]) * p.scale
+def grad_logits_of(rows, sizes, b, query, weights, grad_weights):
+    place = b.to(tl.int64) * sizes.queries + query
+    delta = tl.load(rows.delta + place, mask=query < sizes.queries, other=0.0)
+    return weights * (grad_weights - delta[:, None]) * sizes.scale
 
 
 @triton.jit
 def row_statistics(
-    p,
-    rows,
+    q,  # [B, queries, key_channels]
+    k,  # [B, keys, key_channels]
+    v,  # [B, keys, channels], phi folded in
+    grad,  # [B, queries, channels], of the result
+    sizes,
+    rows,  # written here, read by the kernels below
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tiles = tl.cdiv(p.queries, QUERIES)
+    tiles = tl.cdiv(sizes.queries, QUERIES)
     program = tl.program_id(0)
     query = program % tiles * QUERIES + tl.arange(0, QUERIES)
     b = program // tiles
     maximum = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     delta = tl.zeros([QUERIES], tl.float32)
-    for first in range(0, p.keys, KEYS):
+    for first in range(0, sizes.keys, KEYS):
         key = first + tl.arange(0, KEYS)
-        logits = logits_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        logits = logits_of(q, k, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
         weights, rescale, maximum, total = softmax_step(logits, maximum, total)
-        grad_weights = grad_weights_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        grad_weights = grad_weights_of(
+            grad, v, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION
+        )
         delta = delta * rescale + tl.sum(weights * grad_weights, 1)
-    place = b.to(tl.int64) * p.queries + query
-    tl.store(rows.maximum + place, maximum, mask=query < p.queries)
-    tl.store(rows.total + place, total, mask=query < p.queries)
-    tl.store(rows.delta + place, delta / total, mask=query < p.queries)
+    place = b.to(tl.int64) * sizes.queries + query
+    tl.store(rows.maximum + place, maximum, mask=query < sizes.queries)
+    tl.store(rows.total + place, total, mask=query < sizes.queries)
+    tl.store(rows.delta + place, delta / total, mask=query < sizes.queries)
 
 
 @triton.jit
 def query_gradients(
-    p,
+    q,
+    k,
+    v,
+    grad,
+    sizes,
     rows,
     grad_q,  # [B, queries, key_channels]
     QUERIES: tl.constexpr,
@@ -148,27 +153,33 @@ def query_gradients(
     CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    slices = tl.cdiv(p.key_channels, CHANNELS)
-    tiles = tl.cdiv(p.queries, QUERIES)
+    slices = tl.cdiv(sizes.key_channels, CHANNELS)
+    tiles = tl.cdiv(sizes.queries, QUERIES)
     program = tl.program_id(0)
     channel = program % slices * CHANNELS + tl.arange(0, CHANNELS)
     query = program // slices % tiles * QUERIES + tl.arange(0, QUERIES)
     b = program // slices // tiles
     sums = tl.zeros([QUERIES, CHANNELS], tl.float32)
-    for first in range(0, p.keys, KEYS):
+    for first in range(0, sizes.keys, KEYS):
         key = first + tl.arange(0, KEYS)
-        logits = logits_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
-        weights = weights_of(p, rows, b, query, logits)
-        grad_weights = grad_weights_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
-        grad_logits = grad_logits_of(p, rows, b, query, weights, grad_weights)
-        k_tile = load_tile(p.k, b, key, p.keys, channel, p.key_channels)
+        logits = logits_of(q, k, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        weights = weights_of(rows, sizes, b, query, logits)
+        grad_weights = grad_weights_of(
+            grad, v, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION
+        )
+        grad_logits = grad_logits_of(rows, sizes, b, query, weights, grad_weights)
+        k_tile = load_tile(k, b, key, sizes.keys, channel, sizes.key_channels)
         sums = multiply_add(grad_logits.to(k_tile.dtype), k_tile, sums, PRECISION)
-    store_tile(grad_q, b, query, p.queries, channel, p.key_channels, sums)
+    store_tile(grad_q, b, query, sizes.queries, channel, sizes.key_channels, sums)
 
 
 @triton.jit
 def key_gradients(
-    p,
+    q,
+    k,
+    v,
+    grad,
+    sizes,
     rows,
     partials,  # [splits * B, keys, key_channels]
     batch,
@@ -179,8 +190,8 @@ def key_gradients(
     CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    slices = tl.cdiv(p.key_channels, CHANNELS)
-    tiles = tl.cdiv(p.keys, KEYS)
+    slices = tl.cdiv(sizes.key_channels, CHANNELS)
+    tiles = tl.cdiv(sizes.keys, KEYS)
     program = tl.program_id(0)
     channel = program % slices * CHANNELS + tl.arange(0, CHANNELS)
     key = program // slices % tiles * KEYS + tl.arange(0, KEYS)
@@ -190,18 +201,24 @@ def key_gradients(
     sums = tl.zeros([KEYS, CHANNELS], tl.float32)
     for first in range(begin, begin + split, QUERIES):
         query = first + tl.arange(0, QUERIES)
-        logits = logits_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
-        weights = weights_of(p, rows, b, query, logits)
-        grad_weights = grad_weights_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
-        grad_logits = grad_logits_of(p, rows, b, query, weights, grad_weights)
-        q_tile = load_tile(p.q, b, query, p.queries, channel, p.key_channels)
+        logits = logits_of(q, k, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        weights = weights_of(rows, sizes, b, query, logits)
+        grad_weights = grad_weights_of(
+            grad, v, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION
+        )
+        grad_logits = grad_logits_of(rows, sizes, b, query, weights, grad_weights)
+        q_tile = load_tile(q, b, query, sizes.queries, channel, sizes.key_channels)
         sums = multiply_add(tl.trans(grad_logits.to(q_tile.dtype)), q_tile, sums, PRECISION)
-    store_tile(partials, part, key, p.keys, channel, p.key_channels, sums)
+    store_tile(partials, part, key, sizes.keys, channel, sizes.key_channels, sums)
 
 
 @triton.jit
 def value_gradients(
-    p,
+    q,
+    k,
+    v,
+    grad,
+    sizes,
     rows,
     partials,  # [splits * B, keys, channels]
     batch,
@@ -212,8 +229,8 @@ def value_gradients(
     CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    slices = tl.cdiv(p.channels, CHANNELS)
-    tiles = tl.cdiv(p.keys, KEYS)
+    slices = tl.cdiv(sizes.channels, CHANNELS)
+    tiles = tl.cdiv(sizes.keys, KEYS)
     program = tl.program_id(0)
     channel = program % slices * CHANNELS + tl.arange(0, CHANNELS)
     key = program // slices % tiles * KEYS + tl.arange(0, KEYS)
@@ -223,11 +240,11 @@ def value_gradients(
     sums = tl.zeros([KEYS, CHANNELS], tl.float32)
     for first in range(begin, begin + split, QUERIES):
         query = first + tl.arange(0, QUERIES)
-        logits = logits_of(p, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
-        weights = weights_of(p, rows, b, query, logits)
-        g_tile = load_tile(p.grad, b, query, p.queries, channel, p.channels)
+        logits = logits_of(q, k, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
+        weights = weights_of(rows, sizes, b, query, logits)
+        g_tile = load_tile(grad, b, query, sizes.queries, channel, sizes.channels)
         sums = multiply_add(tl.trans(weights.to(g_tile.dtype)), g_tile, sums, PRECISION)
-    store_tile(partials, part, key, p.keys, channel, p.channels, sums)
+    store_tile(partials, part, key, sizes.keys, channel, sizes.channels, sums)
 
 
 def attention_propagate_backward(
@@ -249,13 +266,9 @@ def attention_propagate_backward(
     values = gradients.fold(v, weight).to(v.dtype)
     if allow_tf32 is None:
         allow_tf32 = backends.allow_tf32(q)
-    kind, precise = launch.kind(q, allow_tf32), precision(q, allow_tf32)
+    kind = launch.kind(q, allow_tf32)
     batch, channels, queries, keys = *q.shape[:2], q[0, 0].numel(), k[0, 0].numel()
-    p = Attention(
-        q=maps.tokens(q),
-        k=maps.tokens(k),
-        v=maps.matrix(values),
-        grad=maps.tokens(grad),
+    sizes = Sizes(
         queries=queries,
         keys=keys,
         key_channels=channels,
@@ -263,15 +276,22 @@ def attention_propagate_backward(
         scale=1 / math.sqrt(channels) if scale is None else scale,
     )
     rows = Rows(*(q.new_empty([batch, queries], dtype=torch.float32) for _ in range(3)))
+    inputs = {
+        "q": maps.tokens(q),
+        "k": maps.tokens(k),
+        "v": maps.matrix(values),
+        "grad": maps.tokens(grad),
+        "sizes": sizes,
+        "rows": rows,
+        "PRECISION": precision(q, allow_tf32),
+    }
     launch.launch(
         row_statistics,
         q,
         kind,
         _candidates(kind),
         lambda tile: batch * launch.cdiv(queries, tile["QUERIES"]),
-        p=p,
-        rows=rows,
-        PRECISION=precise,
+        **inputs,
     )
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     launch.launch(
@@ -282,13 +302,11 @@ def attention_propagate_backward(
         lambda tile: (
             batch * launch.cdiv(queries, tile["QUERIES"]) * launch.cdiv(channels, tile["CHANNELS"])
         ),
-        p=p,
-        rows=rows,
+        **inputs,
         grad_q=maps.tokens(grad_q),
-        PRECISION=precise,
     )
-    grad_keys = _sum_over_queries(key_gradients, q, kind, p, rows, channels, precise)
-    grad_values = _sum_over_queries(value_gradients, q, kind, p, rows, values.shape[2], precise)
+    grad_keys = _sum_over_queries(key_gradients, q, kind, inputs, channels)
+    grad_values = _sum_over_queries(value_gradients, q, kind, inputs, values.shape[2])
     grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
     return (
         grad_q,
@@ -299,15 +317,15 @@ def attention_propagate_backward(
 
 
 def _sum_over_queries(
-    kernel: Any, like: Tensor, kind: str, p: Attention, rows: Rows, channels: int, precise: str
+    kernel: Any, like: Tensor, kind: str, inputs: dict[str, Any], channels: int
 ) -> Tensor:
     """grad_logits^T q or A^T G: [B, keys, channels] in float32."""
-    batch = like.shape[0]
-    together = batch * launch.cdiv(p.keys, 64) * launch.cdiv(channels, 64)
-    tiles = launch.cdiv(p.queries, _SPLIT)
+    batch, sizes = like.shape[0], inputs["sizes"]
+    together = batch * launch.cdiv(sizes.keys, 64) * launch.cdiv(channels, 64)
+    tiles = launch.cdiv(sizes.queries, _SPLIT)
     split = launch.cdiv(tiles, max(1, _PROGRAMS // together)) * _SPLIT
-    parts = launch.cdiv(p.queries, split)
-    partials = like.new_empty([parts * batch, p.keys, channels], dtype=torch.float32)
+    parts = launch.cdiv(sizes.queries, split)
+    partials = like.new_empty([parts * batch, sizes.keys, channels], dtype=torch.float32)
     launch.launch(
         kernel,
         like,
@@ -316,15 +334,13 @@ def _sum_over_queries(
         lambda tile: (
             parts
             * batch
-            * launch.cdiv(p.keys, tile["KEYS"])
+            * launch.cdiv(sizes.keys, tile["KEYS"])
             * launch.cdiv(channels, tile["CHANNELS"])
         ),
-        p=p,
-        rows=rows,
+        **inputs,
         partials=maps.matrix(partials),
         batch=batch,
         split=split,
-        PRECISION=precise,
     )
     return partials.unflatten(0, (parts, batch)).sum(0)
 

@@ -21,6 +21,8 @@ from torch import Tensor
 
 Configuration = Mapping[str, int]
 
+# Multiplications and additions fuse, whatever Triton's default.
+_OPTIONS = {"enable_fp_fusion": True}
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
@@ -91,9 +93,19 @@ def launch(
                 chosen = candidates[0]
             else:
                 chosen = known[shape_class] = choose(kernel, candidates, programs, arguments)
-        compiled = kernel[(programs(chosen),)](**arguments, **chosen)
+        compiled = run(kernel, chosen, programs, arguments)
     if launched is not None:
         launched((compiled, shape_class))
+
+
+def run(
+    kernel: Any,
+    configuration: Configuration,
+    programs: Callable[[Configuration], int],
+    arguments: Mapping[str, Any],
+) -> Any:
+    """Launches one configuration; returns what was compiled for it."""
+    return kernel[(programs(configuration),)](**arguments, **configuration, **_OPTIONS)
 
 
 def _capturing(device: torch.device) -> bool:
@@ -119,7 +131,7 @@ def _tuned(
         for candidate in candidates
     }
     tuner = triton.autotune(configs=list(configurations), key=[])(kernel)
-    tuner[lambda constants: (programs(constants),)](**arguments)
+    tuner[lambda constants: (programs(constants),)](**arguments, **_OPTIONS)
     return configurations[tuner.best_config]
 
 

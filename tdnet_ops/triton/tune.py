@@ -35,7 +35,7 @@ def _compiled(
     """The first candidate that spills nothing and fits."""
     for candidate in candidates:
         try:
-            compiled = kernel[(programs(candidate),)](**arguments, **candidate)
+            compiled = launch.run(kernel, candidate, programs, arguments)
         except triton.OutOfResources:
             continue
         if targets.resources(compiled).spilled == 0:
@@ -67,16 +67,20 @@ def tune() -> tuple[str, dict[str, dict[str, launch.Configuration]]]:
 
 def predict(target: str) -> dict[str, dict[str, launch.Configuration]]:
     """Compiles for a GPU that need not be here."""
-    with targets.compiling_for(target):
-        launch.choose = _compiled
-        return _run_all(torch.device("cpu"))
+    usual, launch.choose = launch.choose, _compiled
+    try:
+        with targets.compiling_for(target):
+            return _run_all(torch.device("cpu"))
+    finally:
+        launch.choose = usual
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: 1 if nothing can be timed here, or nothing fits."""
     parser = argparse.ArgumentParser(prog="python -m tdnet_ops.triton.tune", description=__doc__)
     parser.add_argument("--target", nargs="+", choices=targets.NAMES, default=[])
     parser.add_argument("--output", type=Path, default=DEFAULTS, help="table to update")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     table = json.loads(DEFAULTS.read_text())
     try:
         if options.target:
@@ -96,4 +100,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

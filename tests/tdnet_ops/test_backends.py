@@ -1,5 +1,7 @@
 """Choosing a backend by device, argument or context; in backward passes, threads, compiled code."""
 
+import shutil
+import sys
 import threading
 
 import pytest
@@ -291,6 +293,81 @@ def test_an_older_gpu_is_refused_with_the_ways_that_remain(monkeypatch):
     assert all(part in reason for part in ("8.0;9.0+PTX", "7.5", "Triton", "reference"))
     monkeypatch.setattr(backends, "_capability", lambda device: (8, 9))
     assert backends.refusal("cuda", torch.device("cuda"), torch.float32) is None
+
+
+# --- Triton, as far as a machine without a GPU can tell -------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with GPUs of all kinds and a C compiler, and a library without CUDA kernels."""
+    monkeypatch.setattr(_library, "CUDA_ARCHITECTURES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.delenv("CC", raising=False)
+    backends._why_not_triton.cache_clear()
+    yield monkeypatch
+    backends._why_not_triton.cache_clear()
+
+
+def chosen(device, dtype=torch.float32):
+    return backends.choose("spatial_pool", torch.device(device), dtype, None)
+
+
+def test_compiled_cuda_comes_before_triton(gpu):
+    gpu.setattr(_library, "CUDA_ARCHITECTURES", "8.0")
+    gpu.setattr(backends, "_capability", lambda device: (8, 0))
+    assert chosen("cuda") == "cuda"
+    with tdnet_ops.backend("triton"):
+        assert chosen("cuda") == "triton"
+    gpu.setattr(backends, "_capability", lambda device: (7, 5))
+    assert chosen("cuda") == "triton"
+
+
+def test_without_compiled_kernels_triton_serves_the_gpu(gpu):
+    """As from a wheel built with TDNET_CUDA=0, on a machine without nvcc."""
+    assert chosen("cuda") == "triton"
+    assert chosen("cuda", torch.float64) == "reference"
+    assert chosen("cpu") == "cpu"
+    assert tdnet_ops.build_info()["backends"]["triton"] == "ready"
+
+
+def test_triton_is_first_on_rocm_and_xpu(gpu):
+    gpu.setattr(_library, "CUDA_ARCHITECTURES", "8.0;9.0+PTX")
+    gpu.setattr(torch.version, "hip", "7.0")
+    assert backends.preference("cuda") == ("triton", "reference")
+    assert chosen("cuda") == "triton"
+    assert chosen("xpu") == "triton"
+
+
+def test_triton_without_a_c_compiler_is_refused(gpu):
+    gpu.setattr(shutil, "which", lambda name: None)
+    assert chosen("cuda") == "reference"
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run spatial_pool: .*C compiler.*gcc"):
+        backends.choose("spatial_pool", torch.device("cuda"), torch.float32, "triton")
+    backends._why_not_triton.cache_clear()
+    gpu.setenv("CC", "nowhere-cc")
+    reason = backends.refusal("triton", torch.device("cuda"), torch.float32)
+    assert "CC=nowhere-cc" in reason
+
+
+def test_triton_refuses_what_it_cannot_run(gpu):
+    refused = {
+        "cpu": "cuda or xpu tensors, got cpu",
+        "meta": "cuda or xpu tensors, got meta",
+    }
+    for device, reason in refused.items():
+        assert reason in backends.refusal("triton", torch.device(device), torch.float32)
+    x = torch.randn(1, 2, 3, 4)
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run spatial_pool: .*got cpu"):
+        torch.ops.tdnet_triton.spatial_pool(x, 2)
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run spatial_pool: .*got cpu"):
+        tdnet_ops.spatial_pool(x, 2, backend="triton")
+    backends._why_not_triton.cache_clear()
+    gpu.setitem(sys.modules, "triton", None)
+    assert "cannot be imported" in backends.refusal("triton", torch.device("cuda"), torch.float32)
 
 
 def test_build_info_says_what_can_run():

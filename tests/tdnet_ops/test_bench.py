@@ -257,6 +257,15 @@ def test_engines_read_and_write_in_place(name):
 # --- timing ---------------------------------------------------------------------------------------
 
 
+def test_what_runs_on_is_waited_for():
+    """Before a burst, and after it while the clock runs."""
+    happened = []
+    call, wait = (lambda what=what: happened.append(what) for what in ("call", "wait"))
+    measure.interleave({"one": call}, 0.0, wait)
+    text = "".join(what[0] for what in happened)
+    assert text == "c" + "wcw" * (1 + measure.MINIMUM_ROUNDS)
+
+
 def test_rounds_are_interleaved_and_rotated():
     log = []
     calls = {name: (lambda name=name: log.append(name)) for name in "abc"}

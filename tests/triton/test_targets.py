@@ -16,10 +16,11 @@ PROGRAM = Path(__file__).resolve().parent / "check_target.py"
 
 @pytest.fixture(scope="module")
 def results():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+
     def run(target):
-        return subprocess.run(
-            [sys.executable, str(PROGRAM), target], capture_output=True, text=True
-        )
+        command = [sys.executable, str(PROGRAM), target]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {target: pool.submit(run, target) for target in targets.NAMES}

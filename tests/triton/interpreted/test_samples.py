@@ -25,3 +25,34 @@ def test_a_forced_backend_runs_the_kernels(name):
         forced = samples.tensors([getattr(tdnet_ops, name)(*sample.arguments())])
     for x, y in zip(forced, samples.tensors([call(*sample.arguments())]), strict=True):
         assert torch.equal(x, y)
+
+
+MIDDLE = samples.select(["middle"], ["contiguous", "channels_last"], [torch.float32])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("sample", MIDDLE, ids=str)
+def test_opcheck(sample):
+    """Schema, fake kernel, autograd and tracing of the operators of this name space."""
+    arguments = sample.arguments()
+    if sample.operator != "upsample_argmax":
+        arguments = samples.convert(arguments, lambda x: x.detach().requires_grad_())
+    torch.library.opcheck(getattr(torch.ops.tdnet_triton, sample.operator).default, arguments)
+
+
+def test_more_blocks_than_one_launch_takes():
+    blocks = [torch.randn(1, 3, 4, 5) for _ in range(19)]
+    weights = [torch.randn(2, 3, 3, 3) for _ in blocks]
+    arguments = (blocks, weights, torch.randn(2), 1, 1, "relu")
+    actual = torch.ops.tdnet_triton.block_sum_reduce(*arguments)
+    torch.testing.assert_close(actual, tdnet_ops.reference.block_sum_reduce(*arguments))
+
+
+@pytest.mark.parametrize("name", ["attention_propagate", "block_sum_reduce"])
+def test_compiled_code_reaches_the_kernels(name):
+    (sample,) = samples.select(["middle"], ["contiguous"], [torch.float32], [name])
+    compiled = torch.compile(getattr(tdnet_ops, name), fullgraph=True, backend="aot_eager")
+    with tdnet_ops.backend("triton"):
+        actual = compiled(*sample.arguments())
+    call = getattr(torch.ops.tdnet_triton, name)
+    assert torch.equal(actual, call(*sample.arguments()))
