@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -116,14 +117,13 @@ def _run(
     if out.numel() == 0:
         return
     queries, keys = q.shape[2] * q.shape[3], k.shape[2] * k.shape[3]
-    kind = launch.kind(q, allow_tf32)
-    key_channels = launch.padded(q.shape[1], most=64 if kind == "float32" else 128)
-    channels = 128 if values.shape[1] <= 128 else 256
+    shape_class = ShapeClass.of(q, values, q.shape[0] * queries, allow_tf32)
+    key_channels = launch.padded(q.shape[1], most=64 if shape_class.kind == "float32" else 128)
     launch.launch(
         attend,
         q,
-        f"{kind}-{channels}",
-        candidates(kind, channels),
+        str(shape_class),
+        candidates(shape_class),
         lambda tile: (
             q.shape[0]
             * launch.cdiv(queries, tile["QUERIES"])
@@ -146,17 +146,42 @@ def _run(
 
 
 # QUERIES, KEYS, most CHANNELS, num_warps: tiles whose sums, QUERIES x CHANNELS in float32, fit into
-# registers; the largest first.
-TILES = {
-    "half": ((128, 64, 256, 8), (128, 64, 128, 8), (64, 64, 256, 8), (64, 64, 128, 4)),
-    "tf32": ((128, 32, 128, 8), (64, 32, 128, 4), (64, 32, 128, 8), (64, 32, 64, 8)),
-    "float32": ((32, 32, 128, 4), (32, 32, 64, 4), (16, 32, 64, 4)),
+# registers, the largest first; smaller ones where a map has few queries, to make enough programs.
+_TILES = {
+    ("half", "many"): (
+        (128, 64, 256, 8),
+        (128, 64, 128, 8),
+        (64, 64, 256, 8),
+        (64, 64, 128, 4),
+    ),
+    ("half", "few"): ((32, 64, 128, 4), (16, 64, 128, 4), (32, 64, 64, 4)),
+    ("tf32", "many"): ((128, 32, 128, 8), (64, 32, 128, 4), (64, 32, 128, 8), (64, 32, 64, 8)),
+    ("tf32", "few"): ((32, 32, 128, 4), (32, 32, 64, 4), (16, 32, 64, 4)),
+    ("float32", "many"): ((32, 32, 128, 4), (32, 32, 64, 4), (16, 32, 64, 4)),
+    ("float32", "few"): ((16, 32, 128, 4), (16, 32, 64, 4)),
 }
+_MANY = 8192
+
+
+class ShapeClass(NamedTuple):
+    kind: str
+    rows: str  # "many" or "few" queries
+    channels: int  # of values, in a slice at most
+
+    @classmethod
+    def of(cls, queries: Tensor, values: Tensor, count: int, allow_tf32: bool) -> ShapeClass:
+        """`count`: queries of all maps together."""
+        rows = "many" if count > _MANY else "few"
+        channels = 128 if values.shape[1] <= 128 else 256
+        return cls(launch.kind(queries, allow_tf32), rows, channels)
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.rows}-{self.channels}"
 
 
 @functools.cache
-def candidates(kind: str, channels: int) -> list[launch.Configuration]:
-    """For values of at most `channels` in a slice."""
+def candidates(shape_class: ShapeClass) -> list[launch.Configuration]:
+    kind, rows, channels = shape_class
     return [
         {
             "QUERIES": queries,
@@ -165,6 +190,6 @@ def candidates(kind: str, channels: int) -> list[launch.Configuration]:
             "num_warps": warps,
             "num_stages": stages,
         }
-        for queries, keys, slice_, warps in TILES[kind]
+        for queries, keys, slice_, warps in _TILES[kind, rows]
         for stages in (3, 2)
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from tdnet_ops import checks
 from tdnet_ops.layouts import empty_map
 from tdnet_ops.triton import launch, maps, projection
-from tdnet_ops.triton.attention_propagate import candidates
+from tdnet_ops.triton.attention_propagate import ShapeClass, candidates
 from tdnet_ops.triton.maps import load_tile, store_tile, tile_pointers
 from tdnet_ops.triton.products import multiply_add, precision, softmax_step
 
@@ -90,13 +90,12 @@ def _run(
     if out.numel() == 0:
         return
     batch, queries, keys = affinity.shape
-    kind = launch.kind(affinity, allow_tf32)
-    channels = 128 if values.shape[1] <= 128 else 256
+    shape_class = ShapeClass.of(affinity, values, batch * queries, allow_tf32)
     launch.launch(
         propagate,
         affinity,
-        f"{kind}-{channels}",
-        candidates(kind, channels),
+        str(shape_class),
+        candidates(shape_class),
         lambda tile: (
             batch
             * launch.cdiv(queries, tile["QUERIES"])

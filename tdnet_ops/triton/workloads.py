@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tdnet_ops import triton as kernels
 
-# 769 x 1537 at stride 8, and its pooled keys.
+# 769 x 1537 at stride 8, and its pooled keys, which are the queries of inner hops too.
 _QUERIES, _KEYS = (97, 193), (25, 49)
 
 Workload = tuple[str, Callable[[], object]]
@@ -46,18 +46,19 @@ def workloads(device: torch.device) -> Iterator[Workload]:
 def _products(like: Tensor, allow_tf32: bool) -> Iterator[Workload]:
     q, k, keys = _map(like, 64, _QUERIES), _map(like, 64, _QUERIES), _map(like, 64, _KEYS)
     yield "pooled_affinity", partial(kernels.pooled_affinity, q, k, 4, allow_tf32=allow_tf32)
-    affinity = _matrix(like, 1, 97 * 193, 25 * 49)
-    for channels in (128, 512):
-        v = _map(like, channels, _KEYS)
-        attend, propagate = kernels.attention_propagate, kernels.softmax_propagate
-        yield (
-            f"attention_propagate, {channels}",
-            partial(attend, q, keys, v, allow_tf32=allow_tf32),
-        )
-        yield (
-            f"softmax_propagate, {channels}",
-            partial(propagate, affinity, v, _QUERIES, allow_tf32=allow_tf32),
-        )
+    for queries in (q, keys):
+        affinity = _matrix(like, 1, queries[0, 0].numel(), keys[0, 0].numel())
+        size = list(queries.shape[2:])
+        for channels in (128, 512):
+            v = _map(like, channels, _KEYS)
+            yield (
+                f"attention_propagate, {size}, {channels}",
+                partial(kernels.attention_propagate, queries, keys, v, allow_tf32=allow_tf32),
+            )
+            yield (
+                f"softmax_propagate, {size}, {channels}",
+                partial(kernels.softmax_propagate, affinity, v, size, allow_tf32=allow_tf32),
+            )
     v, grad = _map(like, 512, _KEYS), _map(like, 512, _QUERIES)
     backward = kernels.attention_propagate_backward
     yield (
