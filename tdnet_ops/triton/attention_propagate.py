@@ -40,7 +40,7 @@ def attend(
     scale,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-    KEY_CHANNELS: tl.constexpr,  # at once; all of them where they are few
+    KEY_CHANNELS: tl.constexpr,  # at once
     CHANNELS: tl.constexpr,
     ONE_CHUNK: tl.constexpr,  # key_channels <= KEY_CHANNELS
     PRECISION: tl.constexpr,
@@ -117,12 +117,12 @@ def _run(
     if out.numel() == 0:
         return
     queries, keys = q.shape[2] * q.shape[3], k.shape[2] * k.shape[3]
-    shape_class = ShapeClass.of(q, values, q.shape[0] * queries, allow_tf32)
-    key_channels = launch.padded(q.shape[1], most=64 if shape_class.kind == "float32" else 128)
+    shape_class = ShapeClass.of(q, q.shape[0] * queries, q.shape[1], values, allow_tf32)
+    key_channels = launch.padded(q.shape[1], most=64)
     launch.launch(
         attend,
         q,
-        str(shape_class),
+        f"{shape_class}{launch.layout(q, k, values, residual, out)}",
         candidates(shape_class),
         lambda tile: (
             q.shape[0]
@@ -167,21 +167,25 @@ class ShapeClass(NamedTuple):
     kind: str
     rows: str  # "many" or "few" queries
     channels: int  # of values, in a slice at most
+    depth: str = ""  # "-deep": more key channels than come at once
 
     @classmethod
-    def of(cls, queries: Tensor, values: Tensor, count: int, allow_tf32: bool) -> ShapeClass:
-        """`count`: queries of all maps together."""
-        rows = "many" if count > _MANY else "few"
-        channels = 128 if values.shape[1] <= 128 else 256
-        return cls(launch.kind(queries, allow_tf32), rows, channels)
+    def of(
+        cls, like: Tensor, queries: int, key_channels: int, values: Tensor, allow_tf32: bool
+    ) -> ShapeClass:
+        """`queries` of all maps together; `key_channels` 0 where the logits are given."""
+        kind, rows = launch.kind(like, allow_tf32), "many" if queries > _MANY else "few"
+        if key_channels > 64:
+            return cls(kind, rows, 128, "-deep")
+        return cls(kind, rows, 128 if values.shape[1] <= 128 else 256)
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.rows}-{self.channels}"
+        return f"{self.kind}-{self.rows}-{self.channels}{self.depth}"
 
 
 @functools.cache
 def candidates(shape_class: ShapeClass) -> list[launch.Configuration]:
-    kind, rows, channels = shape_class
+    kind, rows, channels, _ = shape_class
     return [
         {
             "QUERIES": queries,

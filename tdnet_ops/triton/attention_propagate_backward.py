@@ -275,6 +275,7 @@ def attention_propagate_backward(
         channels=values.shape[2],
         scale=1 / math.sqrt(channels) if scale is None else scale,
     )
+    shape_class = f"{kind}{launch.layout(q, k, grad)}"
     rows = Rows(*(q.new_empty([batch, queries], dtype=torch.float32) for _ in range(3)))
     inputs = {
         "q": maps.tokens(q),
@@ -288,7 +289,7 @@ def attention_propagate_backward(
     launch.launch(
         row_statistics,
         q,
-        kind,
+        shape_class,
         _candidates(kind),
         lambda tile: batch * launch.cdiv(queries, tile["QUERIES"]),
         **inputs,
@@ -297,7 +298,7 @@ def attention_propagate_backward(
     launch.launch(
         query_gradients,
         q,
-        kind,
+        shape_class,
         _candidates(kind, CHANNELS=64),
         lambda tile: (
             batch * launch.cdiv(queries, tile["QUERIES"]) * launch.cdiv(channels, tile["CHANNELS"])
@@ -305,8 +306,8 @@ def attention_propagate_backward(
         **inputs,
         grad_q=maps.tokens(grad_q),
     )
-    grad_keys = _sum_over_queries(key_gradients, q, kind, inputs, channels)
-    grad_values = _sum_over_queries(value_gradients, q, kind, inputs, values.shape[2])
+    grad_keys = _sum_over_queries(key_gradients, q, kind, shape_class, inputs, channels)
+    grad_values = _sum_over_queries(value_gradients, q, kind, shape_class, inputs, values.shape[2])
     grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
     return (
         grad_q,
@@ -317,7 +318,7 @@ def attention_propagate_backward(
 
 
 def _sum_over_queries(
-    kernel: Any, like: Tensor, kind: str, inputs: dict[str, Any], channels: int
+    kernel: Any, like: Tensor, kind: str, shape_class: str, inputs: dict[str, Any], channels: int
 ) -> Tensor:
     """grad_logits^T q or A^T G: [B, keys, channels] in float32."""
     batch, sizes = like.shape[0], inputs["sizes"]
@@ -329,7 +330,7 @@ def _sum_over_queries(
     launch.launch(
         kernel,
         like,
-        kind,
+        shape_class,
         _candidates(kind, CHANNELS=64),
         lambda tile: (
             parts

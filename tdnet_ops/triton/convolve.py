@@ -158,7 +158,7 @@ def run(
     launch.launch(
         convolve,
         blocks[0],
-        f"{kind}-{kernel}x{kernel}-{columns}",
+        f"{kind}-{kernel}x{kernel}-{columns}{launch.layout(*blocks, *addends, total)}",
         _candidates(kind, columns),
         lambda tile: (
             batch

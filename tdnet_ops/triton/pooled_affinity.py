@@ -88,11 +88,10 @@ def pooled_affinity(
     if affinity.numel() == 0:
         return affinity
     kind = launch.kind(q, allow_tf32)
-    most = 64 if kind == "float32" else 128
     launch.launch(
         affinity_tiles,
         q,
-        kind,
+        f"{kind}{'-deep' if channels > 64 else ''}{launch.layout(q, k)}",
         _candidates(kind),
         lambda tile: (
             batch
@@ -108,8 +107,8 @@ def pooled_affinity(
         pooled_width=pooled_width,
         channels=channels,
         scale=1 / math.sqrt(channels) if scale is None else scale,
-        ONE_CHUNK=channels <= most,
-        CHANNELS=launch.padded(channels, most),
+        ONE_CHUNK=channels <= 64,
+        CHANNELS=launch.padded(channels, most=64),
         PRECISION=precision(q, allow_tf32),
     )
     return affinity

@@ -90,11 +90,11 @@ def _run(
     if out.numel() == 0:
         return
     batch, queries, keys = affinity.shape
-    shape_class = ShapeClass.of(affinity, values, batch * queries, allow_tf32)
+    shape_class = ShapeClass.of(affinity, batch * queries, 0, values, allow_tf32)
     launch.launch(
         propagate,
         affinity,
-        str(shape_class),
+        f"{shape_class}{launch.layout(values, residual, out)}",
         candidates(shape_class),
         lambda tile: (
             batch

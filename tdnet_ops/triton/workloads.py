@@ -44,20 +44,27 @@ def workloads(device: torch.device) -> Iterator[Workload]:
 
 
 def _products(like: Tensor, allow_tf32: bool) -> Iterator[Workload]:
-    q, k, keys = _map(like, 64, _QUERIES), _map(like, 64, _QUERIES), _map(like, 64, _KEYS)
-    yield "pooled_affinity", partial(kernels.pooled_affinity, q, k, 4, allow_tf32=allow_tf32)
+    q, keys = _map(like, 64, _QUERIES), _map(like, 64, _KEYS)
+    deep = _map(like, 256, _QUERIES)
+    for x in (q, deep):
+        affinity = partial(kernels.pooled_affinity, x, x, 4, allow_tf32=allow_tf32)
+        yield f"pooled_affinity, {x.shape[1]}", affinity
+    attend = partial(kernels.attention_propagate, allow_tf32=allow_tf32)
+    deep_keys, v = _map(like, 256, _KEYS), _map(like, 128, _KEYS)
+    yield "attention_propagate, many deep", partial(attend, deep, deep_keys, v)
+    yield "attention_propagate, few deep", partial(attend, deep_keys, deep_keys, v)
     for queries in (q, keys):
-        affinity = _matrix(like, 1, queries[0, 0].numel(), keys[0, 0].numel())
+        logits = _matrix(like, 1, queries[0, 0].numel(), keys[0, 0].numel())
         size = list(queries.shape[2:])
         for channels in (128, 512):
             v = _map(like, channels, _KEYS)
             yield (
                 f"attention_propagate, {size}, {channels}",
-                partial(kernels.attention_propagate, queries, keys, v, allow_tf32=allow_tf32),
+                partial(attend, queries, keys, v),
             )
             yield (
                 f"softmax_propagate, {size}, {channels}",
-                partial(kernels.softmax_propagate, affinity, v, size, allow_tf32=allow_tf32),
+                partial(kernels.softmax_propagate, logits, v, size, allow_tf32=allow_tf32),
             )
     v, grad = _map(like, 512, _KEYS), _map(like, 512, _QUERIES)
     backward = kernels.attention_propagate_backward
@@ -65,11 +72,12 @@ def _products(like: Tensor, allow_tf32: bool) -> Iterator[Workload]:
         "attention_propagate_backward",
         partial(backward, grad, q, keys, v, None, None, allow_tf32=allow_tf32),
     )
-    x = _map(like, 512, _QUERIES)
+    blocks = [_map(like, 128, _QUERIES) for _ in range(4)]
     for side in (1, 3):
         for out_channels in (64, 512):
-            weight = _matrix(like, out_channels, 512, side, side)
-            reduce = partial(kernels.block_sum_reduce, [x], [weight], None, side // 2, 1, "none")
+            weights = [_matrix(like, out_channels, 128, side, side) for _ in blocks]
+            padding = side // 2
+            reduce = partial(kernels.block_sum_reduce, blocks, weights, None, padding, 1, "none")
             yield (
                 f"block_sum_reduce, {side}x{side}, {out_channels}",
                 partial(reduce, allow_tf32=allow_tf32),

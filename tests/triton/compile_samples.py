@@ -1,4 +1,4 @@
-"""Compile the kernels for samples of the list: `python compile_samples.py cuda-80 ones-c one_key-c`.
+"""Compile the kernels for samples of the list: `python compile_samples.py cuda-80 ones one_key`.
 
 Triton compiles sizes and strides of 1 into a kernel, so that small maps give kernels of their own,
 which the interpreter does not see. Nothing runs; the exit code is 1 if a sample does not compile.
