@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import os
 import shlex
 import subprocess
 import sys
@@ -158,6 +159,17 @@ def environment(kind: str) -> dict[str, str]:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "exitcode=66",
     }
+
+
+def run_python(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that can import the modules beside this one, whatever PYTHONSAFEPATH says."""
+    path = os.pathsep.join(filter(None, [str(FOLDER), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **environ},
+    )
 
 
 class Statistics(ctypes.Structure):

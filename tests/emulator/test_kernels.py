@@ -1,9 +1,6 @@
 """The CUDA kernels and launchers of csrc/cuda, run by the emulator on the samples of all tests."""
 
-import os
 import re
-import subprocess
-import sys
 import zlib
 
 import emulator
@@ -131,24 +128,14 @@ globals().update(by_route("test_checks.py"))
 SANITIZED = ["middle-c", "wide-c", "dilated-c", "odd_channels-c", "one_key-c"]
 
 
-def run_program(file, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, str(emulator.FOLDER / file), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": python_path(), **environment},
-    )
-
-
-def python_path():
-    """Of a program that finds the modules beside it and, as this process, an installed package."""
-    return os.pathsep.join([str(emulator.FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(":")
+def run_program(*arguments):
+    return emulator.run_python(run_samples.__file__, *arguments)
 
 
 @pytest.mark.parametrize("kind", ["address", "thread"])
 def test_sanitizers_find_nothing(kind):
     """Seed 1 changes threads most often; copies that land late race most."""
-    result = run_program("run_samples.py", "--kind", kind, "--seeds", "1", "--", *SANITIZED)
+    result = run_program("--kind", kind, "--seeds", "1", "--", *SANITIZED)
     assert "Sanitizer" not in result.stderr, result.stderr[-8000:]
     assert "runtime error" not in result.stderr, result.stderr[-8000:]
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
@@ -176,12 +163,7 @@ print("survived")
 def test_address_sanitizer_would_find_an_overflow(operator):
     """The test above can fail."""
     emulator.build("operators", "address")
-    result = subprocess.run(
-        [sys.executable, "-c", SHORT, operator],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": python_path(), **emulator.environment("address")},
-    )
+    result = emulator.run_python("-c", SHORT, operator, **emulator.environment("address"))
     assert "survived" not in result.stdout
     assert "AddressSanitizer: heap-buffer-overflow" in result.stderr, result.stderr[-4000:]
     assert "csrc/cuda/" in result.stderr
@@ -197,8 +179,6 @@ def test_thread_sanitizer_would_find_a_race():
     """A barrier of a kernel left out."""
     drop = f"/attention_tensor_cores.cu:{barriers('attention_tensor_cores.cu')[0]}"
     sample = "attention_propagate-one_key-channels_last"
-    result = run_program(
-        "run_samples.py", *("--kind", "thread", "--seeds", "1", "--drop", drop, "--", sample)
-    )
+    result = run_program("--kind", "thread", "--seeds", "1", "--drop", drop, "--", sample)
     assert "ThreadSanitizer: data race" in result.stderr, result.stdout + result.stderr[-4000:]
     assert " tdnet::cuda::" in result.stderr, result.stderr[-4000:]

@@ -3,10 +3,7 @@
 The kernels are those of kernels/, told by a number which mistake to make.
 """
 
-import os
 import re
-import subprocess
-import sys
 
 import emulator
 import examples as runner
@@ -142,13 +139,8 @@ def test_dropped_barriers_and_waits(examples):
 
 def sanitized(kind, bug, seed=1, copies="random"):
     emulator.build("examples", kind)
-    command = [sys.executable, emulator.FOLDER / "examples.py", kind, bug, str(seed), copies]
-    return subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        text=True,
-        env={**os.environ, **emulator.environment(kind)},
-    )
+    program = emulator.FOLDER / "examples.py"
+    return emulator.run_python(program, kind, bug, seed, copies, **emulator.environment(kind))
 
 
 @pytest.mark.parametrize("kind", ["address", "thread", "ucontext"])
