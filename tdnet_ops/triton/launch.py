@@ -70,7 +70,7 @@ def layout(*operands: Tensor | None) -> str:
     """The last part of a shape class: "-strided" where channels of a map are not adjacent.
 
     Such a map is loaded number by number, with an address each in a register: tiles that fit
-    otherwise spill. The table has the other class alone.
+    otherwise spill.
     """
     adjacent = all(x is None or x.shape[1] == 1 or x.stride(1) == 1 for x in operands)
     return "" if adjacent else "-strided"

@@ -81,22 +81,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--target", nargs="+", choices=targets.NAMES, default=[])
     parser.add_argument("--output", type=Path, default=DEFAULTS, help="table to update")
     options = parser.parse_args(arguments)
-    table = json.loads(DEFAULTS.read_text())
     try:
-        if options.target:
-            for target in options.target:
-                table["configurations"][target] = predict(target)
-                table["sources"][target] = f"predicted, triton {triton.__version__}"
-        else:
-            name, table["configurations"][name] = tune()
-            table["sources"][name] = f"timed, triton {triton.__version__}"
+        for target in options.target:
+            _write(options.output, target, predict(target), "predicted")
+        if not options.target:
+            _write(options.output, *tune(), "timed")
     except RuntimeError as error:
         print(f"tune: {error}", file=sys.stderr)
         return 1
-    new = options.output.with_suffix(".new")
-    new.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
-    new.replace(options.output)
     return 0
+
+
+def _write(
+    path: Path, target: str, configurations: dict[str, dict[str, launch.Configuration]], source: str
+) -> None:
+    """Enters one target into the table at `path`, a copy of the shipped one at first."""
+    table = json.loads((path if path.exists() else DEFAULTS).read_text())
+    table["configurations"][target] = configurations
+    table["sources"][target] = f"{source}, triton {triton.__version__}"
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    new.replace(path)
 
 
 if __name__ == "__main__":

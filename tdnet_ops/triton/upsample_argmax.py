@@ -111,7 +111,7 @@ def upsample_argmax(
     launch.launch(
         upsample,
         logits,
-        "any",
+        f"any{launch.layout(logits)}",
         _CANDIDATES,
         lambda tile: (
             batch * launch.cdiv(size[0], tile["ROWS"]) * launch.cdiv(size[1], tile["COLUMNS"])

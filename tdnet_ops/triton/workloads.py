@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,48 +17,53 @@ _QUERIES, _KEYS = (97, 193), (25, 49)
 Workload = tuple[str, Callable[[], object]]
 
 
-def _map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    """channels_last"""
-    x = torch.randn(1, channels, *size, dtype=like.dtype, device=like.device)
-    return x.contiguous(memory_format=torch.channels_last)
+class _Random(NamedTuple):
+    """Makes tensors."""
 
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.memory_format
 
-def _matrix(like: Tensor, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=like.dtype, device=like.device) * shape[-1] ** -0.5
+    def map(self, channels: int, size: tuple[int, int]) -> Tensor:
+        x = torch.randn(1, channels, *size, dtype=self.dtype, device=self.device)
+        return x.contiguous(memory_format=self.layout)
+
+    def matrix(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.dtype, device=self.device) * shape[-1] ** -0.5
 
 
 def workloads(device: torch.device) -> Iterator[Workload]:
     """Names and calls, on tensors of `device`."""
-    half, full = (torch.empty(0, dtype=x, device=device) for x in (torch.float16, torch.float32))
-    x = _map(half, 512, _QUERIES)
-    yield "spatial_pool, channels_last", partial(kernels.spatial_pool, x, 4)
-    yield "spatial_pool, contiguous", partial(kernels.spatial_pool, x.contiguous(), 4)
-    logits = _map(half, 19, _QUERIES).contiguous()
-    yield "upsample_argmax", partial(kernels.upsample_argmax, logits, [769, 1537])
-    for like, allow_tf32, kind in (
-        (half, False, "half"),
-        (full, True, "tf32"),
-        (full, False, "float32"),
-    ):
-        for name, workload in _products(like, allow_tf32):
-            yield f"{name}, {kind}", workload
+    for layout in (torch.channels_last, torch.contiguous_format):
+        name = str(layout).removeprefix("torch.")
+        half, full = (_Random(dtype, device, layout) for dtype in (torch.float16, torch.float32))
+        x, logits = half.map(512, _QUERIES), half.map(19, _QUERIES)
+        yield f"spatial_pool, {name}", partial(kernels.spatial_pool, x, 4)
+        yield f"upsample_argmax, {name}", partial(kernels.upsample_argmax, logits, [769, 1537])
+        for random, allow_tf32, kind in (
+            (half, False, "half"),
+            (full, True, "tf32"),
+            (full, False, "float32"),
+        ):
+            for product, workload in _products(random, allow_tf32):
+                yield f"{product}, {kind}, {name}", workload
 
 
-def _products(like: Tensor, allow_tf32: bool) -> Iterator[Workload]:
-    q, keys = _map(like, 64, _QUERIES), _map(like, 64, _KEYS)
-    deep = _map(like, 256, _QUERIES)
+def _products(random: _Random, allow_tf32: bool) -> Iterator[Workload]:
+    q, keys = random.map(64, _QUERIES), random.map(64, _KEYS)
+    deep, deep_keys = random.map(256, _QUERIES), random.map(256, _KEYS)
     for x in (q, deep):
         affinity = partial(kernels.pooled_affinity, x, x, 4, allow_tf32=allow_tf32)
         yield f"pooled_affinity, {x.shape[1]}", affinity
     attend = partial(kernels.attention_propagate, allow_tf32=allow_tf32)
-    deep_keys, v = _map(like, 256, _KEYS), _map(like, 128, _KEYS)
+    v = random.map(128, _KEYS)
     yield "attention_propagate, many deep", partial(attend, deep, deep_keys, v)
     yield "attention_propagate, few deep", partial(attend, deep_keys, deep_keys, v)
     for queries in (q, keys):
-        logits = _matrix(like, 1, queries[0, 0].numel(), keys[0, 0].numel())
+        logits = random.matrix(1, queries[0, 0].numel(), keys[0, 0].numel())
         size = list(queries.shape[2:])
         for channels in (128, 512):
-            v = _map(like, channels, _KEYS)
+            v = random.map(channels, _KEYS)
             yield (
                 f"attention_propagate, {size}, {channels}",
                 partial(attend, queries, keys, v),
@@ -66,16 +72,16 @@ def _products(like: Tensor, allow_tf32: bool) -> Iterator[Workload]:
                 f"softmax_propagate, {size}, {channels}",
                 partial(kernels.softmax_propagate, logits, v, size, allow_tf32=allow_tf32),
             )
-    v, grad = _map(like, 512, _KEYS), _map(like, 512, _QUERIES)
+    v, grad = random.map(512, _KEYS), random.map(512, _QUERIES)
     backward = kernels.attention_propagate_backward
     yield (
         "attention_propagate_backward",
         partial(backward, grad, q, keys, v, None, None, allow_tf32=allow_tf32),
     )
-    blocks = [_map(like, 128, _QUERIES) for _ in range(4)]
+    blocks = [random.map(128, _QUERIES) for _ in range(4)]
     for side in (1, 3):
         for out_channels in (64, 512):
-            weights = [_matrix(like, out_channels, 128, side, side) for _ in blocks]
+            weights = [random.matrix(out_channels, 128, side, side) for _ in blocks]
             padding = side // 2
             reduce = partial(kernels.block_sum_reduce, blocks, weights, None, padding, 1, "none")
             yield (
