@@ -211,6 +211,7 @@ def slow_run(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=tmp_path,  # not where the sources of the package are
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         processes.append(process)

@@ -433,6 +433,7 @@ def test_a_full_disk_is_an_error_and_keeps_the_frames_on_it(tmp_path, suffix):
         capture_output=True,
         text=True,
         check=True,
+        cwd=tmp_path,  # not where the sources of the package are
     )
     kept, message = result.stdout.split(" ", 1)
     assert "cannot be finished: File too large" in message
