@@ -453,9 +453,9 @@ struct Warp {
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          if (exists(group, i, keys_left)) {
-            raised[m][i / 2] = higher(raised[m][i / 2], logits[m][i]);
-          }
+          // A select: an `if` here becomes a branch.
+          float& highest = raised[m][i / 2];
+          highest = higher(highest, exists(group, i, keys_left) ? logits[m][i] : highest);
         }
       }
     }

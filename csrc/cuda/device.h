@@ -38,7 +38,10 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(const torch::stable::Tensor& x) : torch_(x.get_device_index()) {
     // The CUDA runtime is linked into this library: it has a current device of its own.
-    check_launch(cudaSetDevice(x.get_device_index()), "set device");
+    const cudaError_t error = cudaSetDevice(x.get_device_index());
+    // Else the next launch would report it too.
+    if (error != cudaSuccess) (void)cudaGetLastError();
+    check_launch(error, "set device");
   }
 
  private:

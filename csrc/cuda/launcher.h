@@ -16,9 +16,10 @@
 
 namespace tdnet::cuda {
 
+// In an int, and so does the end of a kernel's last tile, which reaches beyond the count.
 inline void check_fits_int(const std::string& name, int64_t count, const std::string& of) {
-  check(count <= std::numeric_limits<int>::max(), name, ": expected fewer than 2^31 ", of, ", got ",
-        count);
+  constexpr int64_t kMost = std::numeric_limits<int>::max() - 1024;
+  check(count <= kMost, name, ": expected at most ", kMost, " ", of, ", got ", count);
 }
 
 // Batch, channels, and pixels of a map.

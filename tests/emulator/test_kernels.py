@@ -107,6 +107,12 @@ def test_a_failing_kernel_raises(operators):
         run_samples.check(sample)
 
 
+def test_more_pixels_than_a_kernel_can_count_are_refused(operators):
+    x = torch.zeros(1, 1, 1, 1).expand(1, 1, 46_341, 46_341)
+    with pytest.raises(RuntimeError, match=r"x: expected at most \d+ pixels, got 2147488281"):
+        torch.ops.tdnet_emulator.spatial_pool(x, 46_341, "subsample")
+
+
 # --- the tests of every route, here for the emulated one ------------------------------------------
 
 

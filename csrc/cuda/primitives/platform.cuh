@@ -53,7 +53,10 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   if (shared_bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess) {
+      (void)cudaGetLastError();  // Else the next launch would report it too.
+      return error;
+    }
   }
   kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
   return cudaGetLastError();
