@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "torch_call.h"
+
 namespace tdnet {
 
 using torch::headeronly::ScalarType;
@@ -21,7 +23,7 @@ template <size_t kResults = 1, typename... Arguments>
 std::array<Tensor, kResults> call_operator(const char* name, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
   static_assert(kResults <= sizeof...(Arguments));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  TDNET_CHECK_TORCH_CALL(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   std::array<Tensor, kResults> results;
   for (size_t i = 0; i < kResults; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return results;

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../torch_call.h"
 #include "primitives/types.h"
 
 #ifndef TDNET_EMULATOR
@@ -61,7 +62,7 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& x) {
   }();
   if (!get_stream) throw std::runtime_error("this torch has no CUDA streams");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get_stream(x.get_device_index(), &stream));
+  TDNET_CHECK_TORCH_CALL(get_stream(x.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
