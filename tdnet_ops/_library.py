@@ -1,15 +1,18 @@
 """Loads the compiled library `_C`, which defines `torch.ops.tdnet.*`, and names its constants."""
 
+from pathlib import Path
+
 import torch
 
 # The library links against torch's, which the import above has loaded.
 try:
     from tdnet_ops import _C
 except ImportError as error:
+    # Never the name of a package in an index: anyone could have registered it there.
     raise ImportError(
-        f"tdnet_ops: no compiled library loads beside torch {torch.__version__} ({error}). "
-        "Reinstall it with pip install --force-reinstall --no-deps tdnet, or, in a source tree, "
-        "run python setup.py build_ext --inplace."
+        f"tdnet_ops: {Path(__file__).parent} has no compiled library that loads beside torch "
+        f"{torch.__version__} ({error}). In tdnet's source tree, run pip install . and start Python "
+        "elsewhere, or python setup.py build_ext --inplace to use the sources where they are."
     ) from error
 
 VERSION: str = _C.version

@@ -6,17 +6,12 @@ the isolated build environment on every install.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+import setuptools
 from setuptools import build_meta
-from setuptools.build_meta import (
-    build_editable,
-    build_sdist,
-    build_wheel,
-    get_requires_for_build_sdist,
-    prepare_metadata_for_build_editable,
-    prepare_metadata_for_build_wheel,
-)
+from setuptools.build_meta import build_sdist, get_requires_for_build_sdist
 
 from tdnet_build.find_torch import TORCH_REQUIREMENT, find_torch
 
@@ -45,3 +40,37 @@ def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
 def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
     """PEP 660 hook."""
     return build_meta.get_requires_for_build_editable(config_settings) + torch_requirement()
+
+
+def require_wheel_command() -> None:
+    """Stop in one line where setuptools lacks what makes wheels, its own from 70.1 on."""
+    if not (find_spec("setuptools.command.bdist_wheel") or find_spec("wheel")):
+        raise SystemExit(
+            f"tdnet build failed: setuptools {setuptools.__version__} makes wheels only with the "
+            "package `wheel`, which is not installed. Install it, or setuptools 70.1 or newer, or "
+            "build in the source tree by: python setup.py build_ext --inplace"
+        )
+
+
+def prepare_metadata_for_build_wheel(*arguments: Any, **settings: Any) -> str:
+    """PEP 517 hook."""
+    require_wheel_command()
+    return build_meta.prepare_metadata_for_build_wheel(*arguments, **settings)
+
+
+def prepare_metadata_for_build_editable(*arguments: Any, **settings: Any) -> str:
+    """PEP 660 hook."""
+    require_wheel_command()
+    return build_meta.prepare_metadata_for_build_editable(*arguments, **settings)
+
+
+def build_wheel(*arguments: Any, **settings: Any) -> str:
+    """PEP 517 hook."""
+    require_wheel_command()
+    return build_meta.build_wheel(*arguments, **settings)
+
+
+def build_editable(*arguments: Any, **settings: Any) -> str:
+    """PEP 660 hook."""
+    require_wheel_command()
+    return build_meta.build_editable(*arguments, **settings)
