@@ -11,8 +11,8 @@ except ImportError as error:
     # Never the name of a package in an index: anyone could have registered it there.
     raise ImportError(
         f"tdnet_ops: {Path(__file__).parent} has no compiled library that loads beside torch "
-        f"{torch.__version__} ({error}). In tdnet's source tree, run pip install . and start Python "
-        "elsewhere, or python setup.py build_ext --inplace to use the sources where they are."
+        f"{torch.__version__} ({error}). In tdnet's source tree, run pip install . and start "
+        "Python elsewhere, or python setup.py build_ext --inplace to use the sources themselves."
     ) from error
 
 VERSION: str = _C.version

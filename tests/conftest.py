@@ -42,9 +42,8 @@ import tdnet_ops  # noqa: E402
 
 def pytest_configure() -> None:
     """Stop when the source tree would be tested in place of the installed package."""
-    if os.environ.get("TDNET_TEST_INSTALLED") == "1":
-        if _comes_from_sources():
-            raise pytest.UsageError(f"tdnet_ops comes from the source tree: {ROOT}")
+    if os.environ.get("TDNET_TEST_INSTALLED") == "1" and _comes_from_sources():
+        raise pytest.UsageError(f"tdnet_ops comes from the source tree: {ROOT}")
 
 
 def pytest_report_header() -> str:
