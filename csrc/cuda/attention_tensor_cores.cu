@@ -16,7 +16,11 @@
 // moves only when a row's weights in a tile outgrow 2^12, by a vote that rides on the tile's
 // barrier. Then, and for the first and a ragged last tile, weigh_exactly makes the tile's weights
 // again with the true maximum and rescales the sums. Float16 holds weights up to 2^12 in full
-// precision.
+// precision, and down to 2^-24. Bfloat16 has the exponents of float32: there all weights are 2^24
+// times as large, so that those down to 2^-150 do not vanish (ex2.approx.ftz), and where sums come
+// out infinite or NaN, the block makes them again with weights that add up to less than 1. (Then
+// those below 2^-100 or so vanish beside the values that were too large.) Sums of float16 numbers
+// cannot overflow.
 //
 // Shape: queries x keys x channels       128 x 64 x 256   128 x 32 x 256   128 x 64 x 128
 //   shared memory, bytes                        119,848           78,888           87,080
@@ -33,6 +37,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <type_traits>
 
 #include "attention_tensor_cores.cuh"
 #include "maps.cuh"
@@ -51,13 +56,17 @@ constexpr int kWarpQueries = 32, kRowTiles = kWarpQueries / 16;  // of a pair of
 constexpr int kQueries = kPairs * kWarpQueries;
 constexpr int kImage = 32 * 16;  // bytes of a register image: one fragment of each lane
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kOutgrown = 4096.f;
+constexpr float kOutgrown = 4096.f;  // 2^12
+// Weights are 2^lift times what they are called here.
+template <class T>
+constexpr float kLift = std::is_same_v<T, __half> ? 0.f : 24.f;
 constexpr float kLowest = -3.402823466e38f;  // finite: -inf minus it is -inf, not NaN
 
 template <class T>
 struct Parameters {
   TensorCoreAttention<T> problem;
   float log2_scale;  // of the logits as exponents of 2
+  float small_lift;  // the exponent of a lift with which no sum overflows
   int query_tiles, slices;
   bool along_tokens;  // tokens are adjacent in `out`, else channels;
   bool vectors;       // 8 of them can be written, and of the residual read, at once.
@@ -281,7 +290,7 @@ struct Warp {
   Shared shared;
   float* maxima;    // shared, [2][kQueries]: of each warp of a pair
   float* row_sums;  // shared, [2 kRowTiles][kThreads]: of a thread's weights but the newest tile's
-  float log2_scale;
+  float log2_scale, lift;
   uint32_t key_at, value_at, weight_at;  // this lane's places in the first tiles, for its own half
 
   uint32_t queries[kRowTiles][kDepth / 16][4];
@@ -298,12 +307,16 @@ struct Warp {
       : shared(shared_at(memory)),
         maxima(reinterpret_cast<float*>(memory + Shape::kMaximaAt)),
         row_sums(reinterpret_cast<float*>(memory + Shape::kRowSumsAt) + threadIdx.x),
-        log2_scale(log2_scale) {
+        log2_scale(log2_scale),
+        lift(kLift<T>) {
     const int key = member() * Shape::kWarpKeys + lane() % 8;
     key_at = pin_register(Shape::kKeysAt + key * Shape::kDepthRow + chunk_place(key, lane() / 8));
     value_at = pin_register(member() * kHalfOfValues + lane() % 16 * Shape::kValueRow +
                             member() * Shape::kWarpChannels * 2 + chunk_place(lane(), lane() / 16));
     weight_at = pin_register((2 * (threadIdx.x / 64) + member()) * kHalfOfWeights + lane() * 16);
+  }
+
+  __device__ __forceinline__ void clear_sums() {
     sums.clear();
     for_each_row([&](int m, int h) {
       maximum[m][h] = log2_scale < 0.f ? -kLowest : kLowest;
@@ -350,7 +363,8 @@ struct Warp {
 
   // Not by fmaf(logit, log2_scale, -log2_scale * maximum): huge logits lose their difference there.
   __device__ __forceinline__ float weight(float logit, float maximum) const {
-    return exp2_approximate((logit - maximum) * log2_scale);
+    if constexpr (kLift<T> == 0.f) return exp2_approximate((logit - maximum) * log2_scale);
+    return exp2_approximate(fmaf(logit - maximum, log2_scale, lift));
   }
 
   // Of two logits before the scale, as fmaxf.
@@ -468,7 +482,7 @@ struct Warp {
     __syncthreads();
     for_each_row([&](int m, int h) {
       raised[m][h] = higher(raised[m][h], maxima[(member() ^ 1) * kQueries + row(m, h)]);
-      const float correction = weight(maximum[m][h], raised[m][h]);
+      const float correction = exp2_approximate((maximum[m][h] - raised[m][h]) * log2_scale);
       maximum[m][h] = raised[m][h];
       row_sums[(2 * m + h) * kThreads] *= correction;
       newest_row_sum[m][h] = 0.f;
@@ -543,7 +557,23 @@ struct Warp {
   // Not by a NaN: it stays in the row's sum whatever the maximum.
   __device__ __forceinline__ bool outgrown() const {
     bool any = false;
-    for_each_row([&](int m, int h) { any |= newest_row_sum[m][h] > kOutgrown; });
+    const float most = kLift<T> == 0.f ? kOutgrown : kOutgrown * exp2_approximate(lift);
+    for_each_row([&](int m, int h) { any |= newest_row_sum[m][h] > most; });
+    return any;
+  }
+
+  // Whether a sum of the first `queries_left` of the block's queries is infinite or NaN.
+  __device__ __forceinline__ bool overflowed(int queries_left) const {
+    bool any = false;
+    for_each_row([&](int m, int h) {
+      float zero = 0.f;
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+        zero = fmaf(sums.at[m][n][2 * h], 0.f, zero);
+        zero = fmaf(sums.at[m][n][2 * h + 1], 0.f, zero);
+      }
+      any |= row(m, h) < queries_left && zero != 0.f;
+    });
     return any;
   }
 
@@ -707,24 +737,60 @@ __device__ __forceinline__ void store_partial(const TensorCoreAttention<T>& p, c
   for_each_row([&](int m, int h) {
     const int query = work.first_query + warp.row(m, h);
     if (query >= p.out.tokens) return;
+    // 1: nothing but -inf, all sums are 0 or NaN.
+    const float inverse = row_sum[m][h] == 0.f ? 1.f : __frcp_rn(row_sum[m][h]);
     const int64_t row = (int64_t{work.split} * p.batch + work.b) * p.out.tokens + query;
     if (work.first_channel == 0 && warp.member() == 0 && warp.lane() % 4 == 0) {
       p.partial.maxima[row] = p.scale < 0.f ? -warp.maximum[m][h] : warp.maximum[m][h];
-      p.partial.row_sums[row] = row_sum[m][h];
+      p.partial.row_sums[row] = row_sum[m][h] * exp2_approximate(-warp.lift);
     }
 #pragma unroll
     for (int n = 0; n < Shape::kWarpChannels / 8; ++n) {
       const int channel = work.first_channel + warp.member() * Shape::kWarpChannels + 8 * n +
                           fragment_column(warp.lane(), 0);
       if (channel < p.partial.channel_stride) {
-        *reinterpret_cast<float2*>(p.partial.sums + row * p.partial.channel_stride + channel) =
-            make_float2(warp.sums.at[m][n][2 * h], warp.sums.at[m][n][2 * h + 1]);
+        *reinterpret_cast<float2*>(p.partial.means + row * p.partial.channel_stride + channel) =
+            make_float2(warp.sums.at[m][n][2 * h] * inverse,
+                        warp.sums.at[m][n][2 * h + 1] * inverse);
       }
     }
   });
 }
 
 // --- kernel --------------------------------------------------------------------------------------
+
+template <class T, class Shape>
+__device__ __forceinline__ void start_first_copies(Shared shared, const Work<T>& work,
+                                                   int value_stride) {
+  start_values<Shape>(shared, work, value_stride, 0);
+  start_keys<Shape>(shared, work, 1);
+  copy_async_commit();
+}
+
+// The sums over all keys. Keys and values that start_keys(0) and start_first_copies bring are here,
+// for this thread at least.
+template <class T, class Shape>
+__device__ __forceinline__ void make_sums(Warp<T, Shape>& warp, const Work<T>& work,
+                                          int value_stride) {
+  warp.clear_sums();
+  bool exactly = true;
+  int tile = 0;
+  for (;; ++tile) {
+    const int keys_left = work.key_count - tile * Shape::kKeys;
+    if (exactly) warp.weigh_exactly(tile % 2, keys_left);
+    warp.collect_row_sums();
+    if (keys_left <= Shape::kKeys) break;
+    warp.multiply_and_weigh(tile % 2, [&] {
+      start_values<Shape>(warp.shared, work, value_stride, tile + 1);
+      start_keys<Shape>(warp.shared, work, tile + 2);
+      copy_async_commit();
+    });
+    copy_async_wait<0>();
+    const bool ragged = work.key_count - tile * Shape::kKeys < 2 * Shape::kKeys;
+    exactly = barrier_or(warp.outgrown()) || ragged;
+  }
+  warp.multiply_last(tile % 2);
+}
 
 template <class T, class Shape>
 __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parameters) {
@@ -743,9 +809,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   }
   start_keys<Shape>(shared, work, 0);
   copy_async_commit();
-  start_values<Shape>(shared, work, value_stride, 0);
-  start_keys<Shape>(shared, work, 1);
-  copy_async_commit();
+  start_first_copies<T, Shape>(shared, work, value_stride);
   if (p.residual.data && gridDim.y == 1) {
     prefetch_residual(p.residual, parameters.along_tokens, Shape::kChannels, work);
   }
@@ -754,25 +818,19 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   copy_async_wait<1>();
   __syncthreads();
   warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
-  copy_async_wait<0>();
-
-  bool exactly = true;
-  int tile = 0;
-  for (;; ++tile) {
-    const int keys_left = work.key_count - tile * Shape::kKeys;
-    if (exactly) warp.weigh_exactly(tile % 2, keys_left);
-    warp.collect_row_sums();
-    if (keys_left <= Shape::kKeys) break;
-    warp.multiply_and_weigh(tile % 2, [&] {
-      start_values<Shape>(shared, work, value_stride, tile + 1);
-      start_keys<Shape>(shared, work, tile + 2);
-      copy_async_commit();
-    });
+#pragma unroll 1
+  for (;;) {
     copy_async_wait<0>();
-    const bool ragged = work.key_count - tile * Shape::kKeys < 2 * Shape::kKeys;
-    exactly = barrier_or(warp.outgrown()) || ragged;
+    make_sums(warp, work, value_stride);
+    if constexpr (kLift<T> == 0.f) break;
+    const bool again = barrier_or(warp.overflowed(p.out.tokens - work.first_query));
+    if (!again || warp.lift == parameters.small_lift) break;
+    warp.lift = parameters.small_lift;
+    start_keys<Shape>(shared, work, 0);
+    start_first_copies<T, Shape>(shared, work, value_stride);
+    copy_async_wait<0>();
+    __syncthreads();  // The first keys are here. (make_sums has barriers before it reads others.)
   }
-  warp.multiply_last(tile % 2);
 
   if (gridDim.y > 1) {
     store_partial(p, work, warp);
@@ -820,6 +878,8 @@ template <class T, class Shape>
 cudaError_t launch_shape(const TensorCoreAttention<T>& problem, cudaStream_t stream) {
   Parameters<T> parameters{.problem = problem,
                            .log2_scale = problem.scale * kLog2E,
+                           // key_count weights of up to kOutgrown
+                           .small_lift = -12.f - std::bit_width(unsigned(problem.key_count)),
                            .query_tiles = divide_up(problem.out.tokens, kQueries),
                            .slices = divide_up(problem.out.channels, Shape::kChannels),
                            .along_tokens = problem.out.channel != 1,

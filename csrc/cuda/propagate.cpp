@@ -56,20 +56,20 @@ TokenMatrix<T> token_matrix(const std::string& name, const Tensor& x, cudaStream
   return {tokens, map.tokens, stride};
 }
 
-// Memory for the sums of `splits` parts of the keys; none for one part.
+// Memory for the means of `splits` parts of the keys; none for one part.
 class PartialStorage {
  public:
   PartialStorage(const Tensor& like, int splits, int64_t rows, int64_t channels)
       : splits_(splits), channel_stride_((channels + 7) / 8 * 8) {
     if (splits == 1) return;
-    sums_ = numbers(like, splits * rows * channel_stride_);
+    means_ = numbers(like, splits * rows * channel_stride_);
     maxima_ = numbers(like, splits * rows);
     row_sums_ = numbers(like, splits * rows);
   }
 
   PartialSums pointers() {
     if (splits_ == 1) return {nullptr, nullptr, nullptr, 1, channel_stride_};
-    return {sums_.mutable_data_ptr<float>(), maxima_.mutable_data_ptr<float>(),
+    return {means_.mutable_data_ptr<float>(), maxima_.mutable_data_ptr<float>(),
             row_sums_.mutable_data_ptr<float>(), splits_, channel_stride_};
   }
 
@@ -80,7 +80,7 @@ class PartialStorage {
 
   int splits_;
   int64_t channel_stride_;
-  Tensor sums_, maxima_, row_sums_;
+  Tensor means_, maxima_, row_sums_;
 };
 
 // Of logits times the sign of their scale, as exponents of 2.

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "maps.cuh"
 #include "multiprocessors.h"
@@ -52,12 +53,21 @@ struct SharedTiles {
         stage(reinterpret_cast<float*>(memory)) {}
 };
 
-// The maximum and the sum of the two rows that a lane holds numbers of.
+// Sums of unnormalised weights overflow where values are large: 100 equal logits make 100 times the
+// value. Where a number of T can be that large, the sums are normalised at every tile: they are the
+// weighted mean of the values so far. Not in float16, whose sums fit in float32 whatever the
+// values, and whose small weights would lose precision.
+template <class T>
+constexpr bool kMeans = !std::is_same_v<T, __half>;
+
+// The maximum and the sum of weights of the two rows that a lane holds numbers of: with kMeans of
+// the whole row, else of this lane's keys.
 struct RowState {
   float maximum[2], sum[2];
 };
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
+__device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fffffff); }
 
 // The keys of one block: whole tiles, as even as the split allows.
 struct KeyRange {
@@ -117,8 +127,22 @@ __device__ __forceinline__ void read_logits(const SharedTiles<T>& tiles, Logits&
   __syncwarp();  // The weights take the place of the logits.
 }
 
+// Of the four neighbouring lanes that hold a row.
+__device__ __forceinline__ float row_maximum(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// 1 / sum, or 1 for a row of nothing but -inf: its sums are 0, or NaN by 0 * inf, and stay so.
+__device__ __forceinline__ float inverse_of(float sum) { return sum == 0.f ? 1.f : 1.f / sum; }
+
 // Turns logits (times `sign`) into weights 2^((logit - maximum) log2_scale), 0 from key `keys_left`
-// on, and the sums so far to the new maximum.
+// on, and the sums so far to the new maximum; with kNormalised both are normalised.
+template <bool kNormalised>
 __device__ __forceinline__ void softmax_step(Logits& logits, float sign, float log2_scale,
                                              int keys_left, RowState& rows, Sums& sums) {
   const int lane = threadIdx.x % 32;
@@ -132,35 +156,70 @@ __device__ __forceinline__ void softmax_step(Logits& logits, float sign, float l
       maximum[i / 2] = fmaxf(maximum[i / 2], exists ? logits.at[0][n][i] : minus_infinity());
     }
   }
-  float correction[2];
+  float kept[2];  // what becomes of the sums so far
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    // Four neighbouring lanes hold a row.
-    maximum[h] = fmaxf(maximum[h], __shfl_xor_sync(~0u, maximum[h], 1));
-    maximum[h] = fmaxf(maximum[h], __shfl_xor_sync(~0u, maximum[h], 2));
+    maximum[h] = row_maximum(maximum[h]);
     // Nothing but -inf so far: no difference may become -inf - -inf.
     const float base = maximum[h] == minus_infinity() ? 0.f : maximum[h];
-    correction[h] = rows.maximum[h] == minus_infinity()
-                        ? 0.f
-                        : exp2_approximate((rows.maximum[h] - base) * log2_scale);
+    kept[h] = rows.maximum[h] == minus_infinity()
+                  ? 0.f
+                  : exp2_with_denormals((rows.maximum[h] - base) * log2_scale);
     rows.maximum[h] = maximum[h];
-    rows.sum[h] *= correction[h];
+    rows.sum[h] *= kept[h];
     maximum[h] = base;
   }
+  float tile_sum[2] = {0.f, 0.f};
 #pragma unroll
   for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool exists = 8 * n + fragment_column(lane, i) < keys_left;
-      const float weight = exp2_approximate((logits.at[0][n][i] - maximum[i / 2]) * log2_scale);
+      const float weight = exp2_with_denormals((logits.at[0][n][i] - maximum[i / 2]) * log2_scale);
       logits.at[0][n][i] = exists ? weight : 0.f;
-      rows.sum[i / 2] += logits.at[0][n][i];
+      tile_sum[i / 2] += logits.at[0][n][i];
     }
+  }
+  if constexpr (kNormalised) {
+    float inverse[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float before = rows.sum[h];
+      rows.sum[h] += row_sum(tile_sum[h]);
+      inverse[h] = inverse_of(rows.sum[h]);
+      kept[h] = before * inverse[h];
+    }
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) logits.at[0][n][i] *= inverse[i / 2];
+    }
+  } else {
+    rows.sum[0] += tile_sum[0];
+    rows.sum[1] += tile_sum[1];
   }
 #pragma unroll
   for (int n = 0; n < kChannels / 8; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums.at[0][n][i] *= correction[i / 2];
+    for (int i = 0; i < 4; ++i) sums.at[0][n][i] *= kept[i / 2];
+  }
+}
+
+// The weighted means at the end, and the whole rows' sums. Of nothing but -inf: still its sums.
+template <bool kNormalised>
+__device__ __forceinline__ void finish_means(RowState& rows, Sums& sums) {
+  if constexpr (!kNormalised) {
+    float inverse[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      rows.sum[h] = row_sum(rows.sum[h]);
+      inverse[h] = inverse_of(rows.sum[h]);
+    }
+#pragma unroll
+    for (int n = 0; n < kChannels / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums.at[0][n][i] *= inverse[i / 2];
+    }
   }
 }
 
@@ -179,8 +238,8 @@ __device__ __forceinline__ void store_weights(const Logits& weights, const Share
   __syncwarp();  // A warp reads its own rows only.
 }
 
-// The normalised tile goes out by way of shared memory, so that neighbouring threads write
-// neighbouring addresses in either layout.
+// The tile of means goes out by way of shared memory, so that neighbouring threads write
+// neighbouring addresses in either layout. A row of nothing but -inf is NaN.
 template <class T>
 __device__ __forceinline__ void store_result(const Propagation<T>& p, const SharedTiles<T>& tiles,
                                              int64_t b, int first_query, int first_channel,
@@ -193,7 +252,8 @@ __device__ __forceinline__ void store_result(const Propagation<T>& p, const Shar
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = first + fragment_row(lane, i), column = 8 * n + fragment_column(lane, i);
-      tiles.stage[row * kStride + column] = sums.at[0][n][i] / rows.sum[i / 2];
+      tiles.stage[row * kStride + column] =
+          rows.sum[i / 2] == 0.f ? not_a_number() : sums.at[0][n][i];
     }
   }
   __syncthreads();
@@ -233,7 +293,7 @@ __device__ __forceinline__ void store_partial(const Propagation<T>& p, int64_t b
       for (int i = 2 * h; i < 2 * h + 2; ++i) {
         const int channel = first_channel + 8 * n + fragment_column(lane, i);
         if (channel < p.out.channels) {
-          p.partial.sums[row * p.partial.channel_stride + channel] = sums.at[0][n][i];
+          p.partial.means[row * p.partial.channel_stride + channel] = sums.at[0][n][i];
         }
       }
     }
@@ -282,7 +342,7 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
     } else {
       compute_logits<kEngine>(p, tiles, b, first_query, first_key, logits);
     }
-    softmax_step(logits, sign, log2_scale, p.key_count - first_key, rows, sums);
+    softmax_step<kMeans<T>>(logits, sign, log2_scale, p.key_count - first_key, rows, sums);
     store_weights(logits, tiles);
     copy_async_wait<0>();
     __syncthreads();
@@ -292,11 +352,7 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
                                                       Tiles::kChannelStride);
   }
 
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    rows.sum[h] += __shfl_xor_sync(~0u, rows.sum[h], 1);
-    rows.sum[h] += __shfl_xor_sync(~0u, rows.sum[h], 2);
-  }
+  finish_means<kMeans<T>>(rows, sums);
   if (p.partial.splits > 1) {
     store_partial(p, b, blockIdx.z, first_query, first_channel, rows, sums);
   } else {
@@ -304,12 +360,11 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
   }
 }
 
-// --- combine
-// --------------------------------------------------------------------------------------
+// --- combine -------------------------------------------------------------------------------------
 
 constexpr int kSide = 32, kRowsAtOnce = 8;  // of the transposing kernels: 32 x 8 threads
 
-// The sum of one number over the parts, in their order.
+// The mean of one number over the parts, in their order.
 template <class T>
 __device__ __forceinline__ float combined(const Propagation<T>& p, float log2_scale, int64_t b,
                                           int query, int channel) {
@@ -317,17 +372,18 @@ __device__ __forceinline__ float combined(const Propagation<T>& p, float log2_sc
   const int64_t stride = int64_t{p.batch} * p.out.tokens, row = b * p.out.tokens + query;
   float maximum = minus_infinity();
   for (int s = 0; s < parts.splits; ++s) maximum = fmaxf(maximum, parts.maxima[s * stride + row]);
-  float sum = 0.f, row_sum = 0.f;
+  const auto weight = [&](int64_t at) {  // of a part; one of nothing but -inf weighs nothing
+    return parts.maxima[at] == minus_infinity()
+               ? 0.f
+               : exp2_with_denormals((parts.maxima[at] - maximum) * log2_scale) *
+                     parts.row_sums[at];
+  };
+  float total = 0.f, value = 0.f;
+  for (int s = 0; s < parts.splits; ++s) total += weight(s * stride + row);
   for (int s = 0; s < parts.splits; ++s) {
     const int64_t at = s * stride + row;
-    // A part of nothing but -inf weighs nothing.
-    const float weight = parts.maxima[at] == minus_infinity()
-                             ? 0.f
-                             : exp2_approximate((parts.maxima[at] - maximum) * log2_scale);
-    sum += weight * parts.sums[at * parts.channel_stride + channel];
-    row_sum += weight * parts.row_sums[at];
+    value += weight(at) / total * parts.means[at * parts.channel_stride + channel];
   }
-  float value = sum / row_sum;
   if (p.bias) value += Number<T>::to_float(p.bias[channel]);
   if (p.residual.data) {
     value += Number<T>::to_float(p.residual.data[p.residual.offset(b, channel, query)]);
@@ -360,8 +416,7 @@ __global__ void __launch_bounds__(kSide* kRowsAtOnce)
   }
 }
 
-// --- pack
-// -----------------------------------------------------------------------------------------
+// --- pack ----------------------------------------------------------------------------------------
 
 template <class T>
 __global__ void __launch_bounds__(kSide* kRowsAtOnce)
@@ -387,8 +442,7 @@ __global__ void __launch_bounds__(kSide* kRowsAtOnce)
   }
 }
 
-// --- launch
-// ---------------------------------------------------------------------------------------
+// --- launch --------------------------------------------------------------------------------------
 
 int divide_up(int64_t a, int b) { return static_cast<int>((a + b - 1) / b); }
 

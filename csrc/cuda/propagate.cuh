@@ -10,12 +10,12 @@
 
 namespace tdnet::cuda {
 
-// Where the grid would not fill the device the keys are split, each part leaves unnormalised sums,
-// and a second kernel adds the parts in their order.
+// Where the grid would not fill the device the keys are split, each part leaves the weighted mean
+// of its values, and a second kernel makes the mean of the parts in their order.
 struct PartialSums {
-  float* sums;      // [splits, B, N, channel_stride]
+  float* means;     // [splits, B, N, channel_stride]; where row_sums is 0, 0 or NaN
   float* maxima;    // [splits, B, N], of the logits times the sign of the scale, before the scale
-  float* row_sums;  // [splits, B, N]
+  float* row_sums;  // [splits, B, N], of the weights, relative to 2^(maximum log2_scale)
   int splits;       // 1: no partial sums, the three pointers are null
   int64_t channel_stride;
 };
@@ -41,8 +41,8 @@ int propagate_splits(int batch, int queries, int channels, int key_count);
 template <class T>
 cudaError_t launch_propagate(const Propagation<T>& problem, bool allow_tf32, cudaStream_t stream);
 
-// Adds the parts: out = sum_s w_s sums_s / sum_s w_s row_sums_s + bias + residual, where
-// w_s = 2^((maxima_s - max_s maxima_s) * log2_scale).
+// The mean of the parts: out = sum_s (w_s / sum_s w_s) means_s + bias + residual, where
+// w_s = 2^((maxima_s - max_s maxima_s) * log2_scale) row_sums_s.
 template <class T>
 cudaError_t launch_combine(const Propagation<T>& problem, float log2_scale, cudaStream_t stream);
 

@@ -65,6 +65,17 @@ __device__ __forceinline__ float exp2_approximate(float x) {
 #endif
 }
 
+// The same with denormal results, at the price of some instructions.
+__device__ __forceinline__ float exp2_with_denormals(float x) {
+#ifdef TDNET_EMULATOR
+  return ::tdnet_emulator::exp2_with_denormals(x);
+#else
+  float y;
+  asm volatile("ex2.approx.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 // Keeps a value in a register where the compiler would rather compute it again at every use.
 __device__ __forceinline__ uint32_t pin_register(uint32_t x) {
 #ifndef TDNET_EMULATOR

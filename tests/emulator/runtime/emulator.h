@@ -102,9 +102,11 @@ inline uint32_t to_tf32(float x) {
   return (bits + 0x1000u) & 0xffffe000u;
 }
 
+inline float exp2_with_denormals(float x) { return std::exp2(x); }
+
 // Denormal results are 0 (.ftz); as arguments they would give 1 either way.
 inline float exp2_approximate(float x) {
-  const float y = std::exp2(x);
+  const float y = exp2_with_denormals(x);
   return y < 0x1p-126f ? 0.f : y;
 }
 
