@@ -1,4 +1,4 @@
-// How many blocks the current device runs at once.
+// How wide the current device is.
 
 #pragma once
 
@@ -6,18 +6,14 @@
 
 namespace tdnet::cuda {
 
-// Of the current device; decides how far work is split, never the result of a part.
+// Decides how far work is split: results of devices with other counts may differ in rounding.
 inline int multiprocessor_count() {
-#ifdef TDNET_EMULATOR
-  return 8;
-#else
   int device = 0, count = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
     return 1;
   }
   return count;
-#endif
 }
 
 }  // namespace tdnet::cuda

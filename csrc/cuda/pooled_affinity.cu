@@ -13,6 +13,7 @@
 #include <climits>
 
 #include "maps.cuh"
+#include "multiprocessors.h"
 #include "pooled_affinity.cuh"
 #include "product.cuh"
 #include "vectors.cuh"
@@ -221,13 +222,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, Engine kEngine>
 cudaError_t launch_engine(const PooledAffinity<T>& p, cudaStream_t stream) {
-  // Enough blocks for a few waves on any device, then as many tiles of queries for each as there
-  // are: the keys are pooled once a block.
-  constexpr int64_t kEnoughBlocks = 1024, kMostTiles = 16;
+  // Enough blocks for four waves of two a multiprocessor, then as many tiles of queries for each as
+  // there are: the keys are pooled once a block.
+  constexpr int64_t kMostTiles = 16;
+  const int64_t enough_blocks = 8 * multiprocessor_count();
   const int query_tiles = divide_up(p.queries.tokens, kQueries);
   const int64_t columns = int64_t{divide_up(p.keys, kKeys)} * p.batch;
   const int tiles_in_group =
-      static_cast<int>(std::clamp<int64_t>(columns * query_tiles / kEnoughBlocks, 1, kMostTiles));
+      static_cast<int>(std::clamp<int64_t>(columns * query_tiles / enough_blocks, 1, kMostTiles));
   const int64_t blocks = columns * divide_up(query_tiles, tiles_in_group);
   if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
   return launch(pooled_affinity<T, kEngine>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),

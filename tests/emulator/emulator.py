@@ -27,7 +27,7 @@ from tdnet_build import extension  # noqa: E402
 from tdnet_build.find_torch import Torch, find_torch  # noqa: E402
 
 COPIES = ("lazy", "eager", "random")
-MOST_SHARED = 227 << 10  # of the largest GPUs; 99 << 10 on many
+MOST_SHARED, LITTLE_SHARED = 227 << 10, 99 << 10  # of the largest GPUs, and of many
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,7 @@ class Emulator:
         seed: int = 0,
         copies: str = "lazy",
         most_shared: int = MOST_SHARED,
+        multiprocessors: int = 8,
         dropped: tuple[str, int] = ("", 0),
     ) -> None:
         """Choose the order of threads and blocks, and when asynchronous copies land.
@@ -217,12 +218,18 @@ class Emulator:
                 collective, an even one only where a thread must wait.
             copies: "lazy" at the wait, "eager" at once, "random" either.
             most_shared: bytes of dynamic shared memory that a block may have.
+            multiprocessors: of the device. With 1, few calls split their keys to fill it.
             dropped: end of a path, and line, of a barrier, a __syncwarp or a wait for copies that
                 is to do nothing, as if it had been forgotten.
         """
         file, line = dropped
         self.library.tdnet_emulator_set(
-            ctypes.c_uint64(seed), COPIES.index(copies), most_shared, file.encode(), line
+            ctypes.c_uint64(seed),
+            COPIES.index(copies),
+            most_shared,
+            multiprocessors,
+            file.encode(),
+            line,
         )
 
     def error(self) -> str:

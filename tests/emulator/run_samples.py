@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -30,6 +31,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--kind", choices=emulator.KINDS, default="plain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--drop", metavar="FILE:LINE", default=":0", help="a barrier to leave out")
+    parser.add_argument("--multiprocessors", type=int, nargs="+", default=[8])
+    parser.add_argument("--little-shared", action="store_true", help="99 KB a block")
     parser.add_argument("--copies", choices=emulator.COPIES, nargs="+", default=["lazy"])
     return parser.parse_args(arguments)
 
@@ -47,26 +50,24 @@ def main() -> int:
     file, _, line = options.drop.rpartition(":")
     chosen = [
         sample
-        for sample in samples.SAMPLES
+        for sample in samples.SAMPLES + samples.TILE_SAMPLES
         if not options.patterns or any(part in str(sample) for part in options.patterns)
     ]
-    runs = [
-        (sample, seed, copies)
-        for sample in chosen
-        for seed in options.seeds
-        for copies in options.copies
-    ]
-    failures = 0
+    runs = itertools.product(chosen, options.seeds, options.copies, options.multiprocessors)
+    most_shared = emulator.LITTLE_SHARED if options.little_shared else emulator.MOST_SHARED
+    count = failures = 0
     start = time.perf_counter()
-    for sample, seed, copies in runs:
-        loaded.set(seed, copies, dropped=(file, int(line)))
+    for sample, seed, copies, multiprocessors in runs:
+        count += 1
+        loaded.set(seed, copies, most_shared, multiprocessors, (file, int(line)))
         try:
             check(sample)
         except Exception as error:
             failures += 1
             text = str(error).partition("\nException raised from")[0]
-            print(f"{sample} seed {seed} {copies}: {type(error).__name__}: {text}", flush=True)
-    print(f"{len(runs)} runs, {failures} failed, {time.perf_counter() - start:.0f} s")
+            how = f"seed {seed} {copies} {multiprocessors} multiprocessors"
+            print(f"{sample} {how}: {type(error).__name__}: {text}", flush=True)
+    print(f"{count} runs, {failures} failed, {time.perf_counter() - start:.0f} s")
     return 1 if failures else 0
 
 

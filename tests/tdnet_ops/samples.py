@@ -60,8 +60,38 @@ def _apart(x: Tensor, layout: str) -> Tensor:
     raise ValueError(layout)
 
 
+# Of maps that are whole but for one stride or the start: the order of dimensions in memory, the
+# dimension (of B, C, H, W) whose stride is longer, by how many numbers, and where the map starts.
+# A gap of 8 keeps 16-byte vectors aligned, a gap or a start of 1 does not: each is there alone.
+_DIMENSIONS = ("batch", "channel", "row", "column")
+_DENSE = {"contiguous": (0, 1, 2, 3), "channels_last": (0, 2, 3, 1)}
+_SPACED: dict[str, tuple[tuple[int, ...], int, int, int]] = {
+    f"{dense}_start": (order, 0, 0, 1) for dense, order in _DENSE.items()
+}
+_SPACED |= {
+    f"{dense}_{_DIMENSIONS[dim]}_gap_{gap}": (order, dim, gap, 0)
+    for dense, order in _DENSE.items()
+    for dim in order[:-1]
+    for gap in (1, 8)
+}
+SPACED_LAYOUTS = tuple(_SPACED)
+
+
+def _spaced(x: Tensor, layout: str) -> Tensor:
+    """A view with the numbers of `x` and NaN in the gaps."""
+    order, longer, gap, start = _SPACED[layout]
+    strides, stride = [0] * 4, 1
+    for dim in reversed(order):
+        strides[dim] = stride + (gap if dim == longer else 0)
+        stride = strides[dim] * x.shape[dim]
+    storage = x.new_full((start + stride,), float("nan"))
+    return storage.as_strided(x.shape, strides, start).copy_(x)
+
+
 def place(x: Tensor, layout: str) -> Tensor:
     """A map [B, C, H, W] laid out in memory as named; "expanded" ones repeat numbers."""
+    if layout in _SPACED:
+        return _spaced(x, layout)
     if layout == "contiguous":
         return x.contiguous()
     if layout == "channels_last":
@@ -94,10 +124,23 @@ LAYOUTS = (
 )
 
 
+def _as_map(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """`function` of a weight, a bias (channels) or an affinity (queries are pixels) as a map."""
+    if x.dim() == 1:
+        return function(x[None, :, None, None])[0, :, 0, 0]
+    if x.dim() == 2:
+        return function(x[..., None, None])[..., 0, 0]
+    if x.dim() == 3:
+        return function(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+    return function(x)
+
+
 def place_other(x: Tensor, layout: str) -> Tensor:
     """The like for tensors that are no maps (weights, bias, affinity)."""
     if layout == "contiguous":
         return x.contiguous()
+    if layout in _SPACED:
+        return _as_map(x, lambda map_: _spaced(map_, layout))
     if layout.startswith("expanded"):
         return x[..., :1].expand_as(x)
     if layout in ("channels_last", "transposed", "batch_innermost") and x.dim() > 1:
@@ -138,11 +181,51 @@ class Numbers:
         numbers = torch.randn(tuple(shape), generator=self._generator, dtype=torch.float64)
         return (numbers * scale).to(self._dtype)
 
-    def feature_map(self, *shape: int) -> Tensor:
-        return place(self._normal(shape, 1.0), self._layout)
+    def feature_map(self, *shape: int, edit: Callable[[Tensor], None] | None = None) -> Tensor:
+        """`edit` changes numbers of the map in place."""
+        numbers = self._normal(shape, 1.0)
+        if edit is not None:
+            edit(numbers)
+        return place(numbers, self._layout)
 
-    def other(self, *shape: int, scale: float = 1.0) -> Tensor:
-        return place_other(self._normal(shape, scale), self._layout)
+    def other(
+        self, *shape: int, scale: float = 1.0, edit: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
+        numbers = self._normal(shape, scale)
+        if edit is not None:
+            edit(numbers)
+        return place_other(numbers, self._layout)
+
+
+Logits = Callable[[int, int], Tensor]  # queries and keys -> [queries, keys], added to the logits
+
+
+def growing(largest: float) -> Logits:
+    """From 0 at the first key to `largest` at the last."""
+    return lambda queries, keys: torch.linspace(0, largest, keys).expand(queries, keys)
+
+
+def spike(query: int, key: int, height: float) -> Logits:
+    """Of one query and key."""
+
+    def logits(queries: int, keys: int) -> Tensor:
+        added = torch.zeros(queries, keys)
+        added[query, key] = height
+        return added
+
+    return logits
+
+
+def without(*keys: slice) -> Logits:
+    """Every other query sees nothing of these keys: -inf."""
+
+    def logits(queries: int, key_count: int) -> Tensor:
+        added = torch.zeros(queries, key_count)
+        for some in keys:
+            added[::2, some] = -torch.inf
+        return added
+
+    return logits
 
 
 def _attention(
@@ -154,14 +237,24 @@ def _attention(
     key_size: tuple[int, int],
     extras: str = "",
     scale: float | None = None,
+    logits: Logits | None = None,
 ) -> Callable[[Numbers], tuple[Any, ...]]:
-    """`extras`: "r" with a residual, "b" with a bias."""
+    """`extras`: "r" with a residual, "b" with a bias. `logits` are added, of rank one."""
+    factor = key_channels**-0.5 if scale is None else scale
+
+    def edit_queries(x: Tensor) -> None:
+        if logits is not None:
+            x[:, 0] = _rank_one(logits, size, key_size)[0].view(*size)
+
+    def edit_keys(x: Tensor) -> None:
+        if logits is not None:
+            x[:, 0] = _rank_one(logits, size, key_size)[1].view(*key_size) / factor
 
     def build(numbers: Numbers) -> tuple[Any, ...]:
         last = value_channels if out_channels is None else out_channels
         return (
-            numbers.feature_map(batch, key_channels, *size),
-            numbers.feature_map(batch, key_channels, *key_size),
+            numbers.feature_map(batch, key_channels, *size, edit=edit_queries),
+            numbers.feature_map(batch, key_channels, *key_size, edit=edit_keys),
             numbers.feature_map(batch, value_channels, *key_size),
             numbers.feature_map(batch, last, *size) if "r" in extras else None,
             None
@@ -172,6 +265,15 @@ def _attention(
         )
 
     return build
+
+
+def _rank_one(
+    logits: Logits, size: tuple[int, int], key_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """x and y with x_i y_j = logits_ij: x is 1 for queries of the largest row, else 0."""
+    whole = logits(size[0] * size[1], key_size[0] * key_size[1])
+    row = whole[whole.abs().sum(1).argmax()]
+    return (whole == row).all(1).float(), row
 
 
 _ATTENTION: dict[str, tuple[Any, ...]] = {
@@ -192,12 +294,18 @@ _ATTENTION: dict[str, tuple[Any, ...]] = {
 
 
 def _softmax(*shape: Any) -> Callable[[Numbers], tuple[Any, ...]]:
-    batch, _, _, _, size, key_size, *_ = shape
+    batch, _, _, _, size, key_size, *rest = shape
+    logits = rest[2] if len(rest) == 3 else None
 
     def build(numbers: Numbers) -> tuple[Any, ...]:
-        _, _, v, residual, weight, bias, _ = _attention(*shape)(numbers)
+        _, _, v, residual, weight, bias, _ = _attention(*shape[:7])(numbers)
         queries, keys = size[0] * size[1], key_size[0] * key_size[1]
-        affinity = numbers.other(batch, queries, keys, scale=2.0)
+
+        def edit(affinity: Tensor) -> None:
+            if logits is not None:
+                affinity += logits(queries, keys)
+
+        affinity = numbers.other(batch, queries, keys, scale=2.0, edit=edit)
         return affinity, v, list(size), residual, weight, bias
 
     return build
@@ -211,10 +319,12 @@ def _affinity(
     stride: int,
     mode: str,
     scale: float | None = None,
+    edit: Callable[[Tensor], None] | None = None,
 ) -> Callable[[Numbers], tuple[Any, ...]]:
+    """`edit` changes the keys."""
     return lambda numbers: (
         numbers.feature_map(batch, channels, *size),
-        numbers.feature_map(batch, channels, *key_size),
+        numbers.feature_map(batch, channels, *key_size, edit=edit),
         stride,
         mode,
         scale,
@@ -234,8 +344,15 @@ _AFFINITY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _pool(batch: int, channels: int, size: tuple[int, int], stride: int, mode: str) -> Any:
-    return lambda numbers: (numbers.feature_map(batch, channels, *size), stride, mode)
+def _pool(
+    batch: int,
+    channels: int,
+    size: tuple[int, int],
+    stride: int,
+    mode: str,
+    edit: Callable[[Tensor], None] | None = None,
+) -> Callable[[Numbers], tuple[Any, ...]]:
+    return lambda numbers: (numbers.feature_map(batch, channels, *size, edit=edit), stride, mode)
 
 
 _POOL: dict[str, tuple[Any, ...]] = {
@@ -287,13 +404,15 @@ _BLOCKS: dict[str, tuple[Any, ...]] = {
     "odd_channels": (1, [129, 151], 65, (9, 11), 3, False, 1, 1, "relu"),
     "deep": (1, [300], 17, (5, 13), 1, True, 0, 1, "none"),
     "many_blocks": (1, [3] * 18, 6, (4, 5), 1, True, 0, 1, "relu"),
+    "unpadded_dilated": (1, [3], 4, (6, 7), 3, True, 0, 2, "none"),
 }
 
 
 def _update(*shape: Any) -> Callable[[Numbers], tuple[Any, ...]]:
+    """As of _reduce; the last block is new unless a tenth number says which."""
+    *shape, index = shape if len(shape) == 10 else (*shape, len(shape[1]) - 1)
     batch, channels, out_channels, size, kernel, _, padding, dilation, _ = shape
     shrink = dilation * (kernel - 1) - 2 * padding
-    index = len(channels) - 1
 
     def build(numbers: Numbers) -> tuple[Any, ...]:
         blocks, weights, bias, *options = _reduce(*shape)(numbers)
@@ -308,6 +427,12 @@ def _update(*shape: Any) -> Callable[[Numbers], tuple[Any, ...]]:
     return build
 
 
+_UPDATES = _BLOCKS | {
+    "first_index": (2, [3, 4, 2], 5, (5, 6), 1, True, 0, 1, "relu", 0),
+    "middle_index": (1, [3, 4, 2], 5, (5, 6), 3, True, 1, 1, "none", 1),
+}
+
+
 def _labels(
     batch: int,
     classes: int,
@@ -315,9 +440,16 @@ def _labels(
     out_size: tuple[int, int],
     align_corners: bool,
     dtype: torch.dtype = torch.uint8,
+    highest: int | None = None,
 ) -> Callable[[Numbers], tuple[Any, ...]]:
+    """`highest`: the class that is ahead of all others in half of the columns."""
+
+    def edit(logits: Tensor) -> None:
+        if highest is not None:
+            logits[:, highest, :, : size[1] // 2] += 100.0
+
     return lambda numbers: (
-        numbers.feature_map(batch, classes, *size),
+        numbers.feature_map(batch, classes, *size, edit=edit),
         list(out_size),
         align_corners,
         dtype,
@@ -342,6 +474,7 @@ _LABELS: dict[str, tuple[Any, ...]] = {
     "whole_vectors": (1, 19, (5, 9), (33, 64), False),
     "many_patches": (1, 19, (5, 9), (33, 130), True),
     "many_classes": (1, 700, (3, 4), (10, 13), False, torch.int64),
+    "last_class": (1, 317, (3, 4), (10, 13), False, torch.int64, 316),
 }
 
 _BUILDERS: dict[str, tuple[Callable[..., Any], dict[str, tuple[Any, ...]]]] = {
@@ -350,7 +483,7 @@ _BUILDERS: dict[str, tuple[Callable[..., Any], dict[str, tuple[Any, ...]]]] = {
     "softmax_propagate": (_softmax, _ATTENTION),
     "attention_propagate": (_attention, _ATTENTION),
     "block_sum_reduce": (_reduce, _BLOCKS),
-    "block_sum_update": (_update, _BLOCKS),
+    "block_sum_update": (_update, _UPDATES),
     "upsample_argmax": (_labels, _LABELS),
 }
 
@@ -375,16 +508,128 @@ def _samples(operator: str) -> Iterator[Sample]:
 SAMPLES: list[Sample] = [sample for operator in NAMES for sample in _samples(operator)]
 
 
+# --- samples for the kernels of GPUs --------------------------------------------------------------
+
+# What has its own path in kernels that work by tiles and 16-byte vectors: the emulator and GPUs run
+# these besides SAMPLES. Numbers of queries, keys and channels are about multiples of 64 and 128.
+
+
+def _some_nan(x: Tensor) -> None:
+    """In windows of 2 x 2 pixels: at the first, at another, nowhere. Of every third channel."""
+    x[:, ::3, ::4, ::4] = torch.nan
+    x[:, 1::3, 1::4, 1::4] = torch.nan
+
+
+_TILES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "attention_propagate": {
+        # 64 key channels, the tensor cores' own kernel in half precision: slices of 128 or 256.
+        "three_tiles": (1, 64, 392, None, (11, 13), (9, 21), "r", None, growing(9.0)),
+        "full_tiles": (1, 64, 256, None, (8, 17), (16, 16), "rb", None, growing(30.0)),
+        "one_key_more": (2, 64, 264, None, (7, 5), (1, 193), "rb", -0.3, growing(60.0)),
+        "falling": (1, 64, 512, 512, (4, 33), (5, 52), "rb", None, growing(-40.0)),
+        "most_keys": (1, 64, 200, None, (3, 5), (19, 31), "r", None, growing(70.0)),
+        "narrow": (3, 64, 120, None, (9, 15), (10, 32), "rb", None, growing(20.0)),
+        "spike": (1, 64, 40, None, (12, 11), (4, 65), "", None, spike(70, 150, 14.0)),
+        "spike_late": (1, 64, 160, None, (12, 11), (4, 65), "", None, spike(9, 258, 200.0)),
+        "scale_zero": (1, 64, 72, None, (3, 45), (3, 67), "rb", 0.0),
+        "negative": (1, 64, 136, 144, (3, 45), (3, 67), "rb", -0.125, spike(33, 100, 20.0)),
+        # All other kernels.
+        "tiles": (2, 24, 136, None, (9, 15), (10, 32), "rb", None, growing(20.0)),
+        "deep_keys": (1, 150, 24, None, (5, 16), (3, 67), "r", -0.1, growing(15.0)),
+        "general_scale_zero": (1, 5, 130, None, (5, 13), (5, 26), "b", 0.0),
+        # phi stays after the attention, with a residual and bias of its own.
+        "phi_after": (2, 64, 16, 264, (8, 24), (8, 16), "rb"),
+    },
+    "softmax_propagate": {
+        "tiles": (2, 1, 264, None, (9, 15), (10, 32), "rb", None, growing(20.0)),
+        "falling": (1, 1, 40, None, (8, 17), (9, 21), "r", None, growing(-40.0)),
+        "first_keys_unseen": (1, 1, 16, None, (4, 33), (5, 52), "", None, without(slice(0, 130))),
+        "last_keys_unseen": (1, 1, 16, None, (4, 33), (5, 52), "", None, without(slice(60, None))),
+        "one_key_seen": (
+            *(1, 1, 16, None, (4, 33), (5, 52), "b", None),
+            without(slice(0, 140), slice(141, None)),
+        ),
+    },
+    "pooled_affinity": {
+        "tiles": (2, 40, (9, 15), (26, 27), 2, "max"),
+        "many_queries": (1, 8, (35, 61), (2, 3), 1, "max"),
+        "many_queries_deep": (1, 520, (20, 16), (6, 6), 2, "max"),
+        "nan": (2, 24, (4, 5), (9, 11), 2, "max", None, _some_nan),
+        "nan_of_others": (2, 24, (4, 5), (9, 11), 3, "subsample", 0.0),
+        "negative": (1, 16, (3, 43), (8, 9), 1, "max", -2.0),
+    },
+    "spatial_pool": {
+        "nan": (2, 24, (9, 11), 2, "max", _some_nan),
+        "tall": (1, 40, (70, 3), 3, "max"),
+    },
+    "block_sum_reduce": {
+        "tiles": (2, [40, 24], 136, (9, 17), 3, True, 1, 1, "relu"),
+        "many_blocks_tiles": (1, [3] * 18, 130, (12, 13), 1, True, 0, 1, "none"),
+        "dilated_tiles": (1, [33], 72, (13, 19), 3, True, 3, 3, "none"),
+    },
+    "block_sum_update": {
+        "tiles": (2, [16, 8, 24], 136, (9, 17), 3, True, 1, 1, "relu", 1),
+        "first_of_tiles": (1, [8, 8], 72, (8, 20), 1, False, 0, 1, "none", 0),
+    },
+    "upsample_argmax": {
+        "last_of_many": (1, 1030, (2, 2), (9, 7), True, torch.int64, 1029),
+        "last_of_tile": (1, 315, (3, 4), (10, 13), False, torch.int64, 314),
+        "patches": (2, 19, (9, 13), (40, 160), False),
+        "patches_wide": (1, 5, (30, 7), (50, 96), True, torch.int64),
+        "far_apart_patches": (1, 3, (300, 700), (20, 90), True),
+    },
+}
+
+# Sizes of multiples of 8, run in every spaced layout.
+_VECTORS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "attention_propagate": {
+        "vectors": (2, 64, 24, None, (4, 8), (2, 8), "rb"),
+        "vectors_folded": (2, 64, 24, 16, (4, 8), (2, 8), "r"),
+        "vectors_general": (2, 24, 16, None, (4, 8), (2, 8), "rb"),
+        "vectors_phi_after": (2, 8, 8, 24, (4, 8), (4, 8), "rb"),
+    },
+    "softmax_propagate": {"vectors": (2, 64, 24, None, (4, 8), (2, 8), "rb")},
+    "pooled_affinity": {"vectors": (2, 16, (4, 8), (4, 16), 2, "max")},
+    "spatial_pool": {
+        "vectors": (2, 16, (4, 16), 2, "max"),
+        "vectors_subsample": (2, 16, (4, 16), 2, "subsample"),
+    },
+    "block_sum_reduce": {
+        "vectors": (2, [16, 8], 24, (4, 8), 3, True, 1, 1, "relu"),
+        "vectors_pointwise": (2, [16, 8], 8, (4, 8), 1, True, 0, 1, "none"),
+    },
+    "block_sum_update": {"vectors": (2, [16, 8, 8], 24, (4, 8), 1, True, 0, 1, "relu", 0)},
+    "upsample_argmax": {"vectors": (2, 16, (4, 8), (9, 32), False)},
+}
+
+
+def _tile_samples(operator: str) -> Iterator[Sample]:
+    builder, _ = _BUILDERS[operator]
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    for name, shape in _TILES[operator].items():
+        for layout in _DENSE:
+            for dtype in dtypes:
+                yield Sample(operator, name, layout, dtype, builder(*shape))
+    for name, shape in _VECTORS[operator].items():
+        for layout in (*_DENSE, *SPACED_LAYOUTS):
+            for dtype in dtypes if layout in _DENSE else dtypes[:2]:
+                yield Sample(operator, name, layout, dtype, builder(*shape))
+
+
+TILE_SAMPLES: list[Sample] = [sample for name in NAMES for sample in _tile_samples(name)]
+
+
 def select(
     names: Sequence[str] | None = None,
     layouts: Sequence[str] = LAYOUTS,
     dtypes: Sequence[torch.dtype] = DTYPES,
     operators: Sequence[str] = NAMES,
+    among: Sequence[Sample] = SAMPLES,
 ) -> list[Sample]:
     """The samples with these properties; names None: all."""
     return [
         sample
-        for sample in SAMPLES
+        for sample in among
         if (names is None or sample.name in names)
         and sample.layout in layouts
         and sample.dtype in dtypes
@@ -445,6 +690,8 @@ def assert_near(
     assert actual.shape == exact.shape, f"{what}: shape {actual.shape}, expected {exact.shape}"
     if exact.numel() == 0:
         return
+    assert torch.equal(actual.isnan(), exact.isnan()), f"{what}: NaN where none is due, or missing"
+    actual, exact, plain = (torch.where(exact.isnan(), 0.0, x) for x in (actual, exact, plain))
     largest = max(1.0, exact.abs().max().item())
     allowed = 2 * (plain.double() - exact).abs().max().item()
     allowed += (8 + terms**0.5) * torch.finfo(computing_dtype(dtype)).eps * largest
@@ -533,7 +780,7 @@ def check(sample: Sample, call: Callable[..., Any], roundings: int = 0) -> None:
     ):
         what = f"{sample} result {part}"
         if sample.operator == "spatial_pool":
-            torch.testing.assert_close(out.double(), right, rtol=0, atol=0)
+            torch.testing.assert_close(out.double(), right, rtol=0, atol=0, equal_nan=True)
         terms = longest_sum(sample, arguments)
         assert_near(out, right, low, sample.dtype, what, terms, roundings)
         if out.dim() == 4 and expected_channels_last(sample, arguments):

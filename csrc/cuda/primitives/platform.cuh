@@ -1,6 +1,7 @@
 // What a kernel needs from the machine that runs it. nvcc compiles for a GPU; the emulator of
 // tests/emulator (TDNET_EMULATOR, force-included) runs the same source on a CPU, one fiber a
-// thread. Only the files of this folder tell the two apart.
+// thread. Of what kernels include only the files of this folder tell the two apart; of what
+// launchers include, device.h and registration.h do too.
 
 #pragma once
 

@@ -17,6 +17,7 @@ struct Control {
   uint64_t seed = 0;  // 0: threads and blocks in order; odd: threads change at every collective
   CopyMode copies = kCopiesLazy;
   uint32_t most_shared = 227 << 10;  // bytes of dynamic shared memory that a block may have
+  uint32_t multiprocessors = 8;      // of the device: kernels split work to fill it
   // The barrier, __syncwarp or wait for copies in this place does nothing, as if it had been
   // forgotten; line 0: none.
   std::string dropped_file;

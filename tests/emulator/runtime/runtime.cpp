@@ -503,9 +503,8 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  constexpr int kMultiprocessors = 8;
-  *value = attribute == cudaDevAttrMultiProcessorCount
-               ? kMultiprocessors
-               : static_cast<int>(tdnet_emulator::settings().most_shared);
+  const tdnet_emulator::Control& control = tdnet_emulator::settings();
+  *value = static_cast<int>(attribute == cudaDevAttrMultiProcessorCount ? control.multiprocessors
+                                                                        : control.most_shared);
   return cudaSuccess;
 }
