@@ -50,6 +50,8 @@ _KINDS = {
     "thread": _Kind(
         ("-O1", "-fsanitize=thread"), "thread", "plain", ("-DTDNET_EMULATOR_THREAD_SANITIZER",)
     ),
+    # Counts what runs, see covered.py.
+    "coverage": _Kind(("-O1", "--coverage"), "coverage", "coverage"),
     # Fibers as on machines other than x86-64.
     "ucontext": _Kind(("-O2",), "plain", "plain", ("-DTDNET_EMULATOR_UCONTEXT",)),
 }
@@ -93,8 +95,8 @@ def build(library: str = "operators", kind: str = "plain") -> Path:
 
     Args:
         library: "operators", which becomes torch.ops.tdnet_emulator, or "examples".
-        kind: "plain", "address" (with AddressSanitizer and UndefinedBehaviorSanitizer), "thread"
-            or "ucontext".
+        kind: "plain", "address" (with AddressSanitizer and UndefinedBehaviorSanitizer), "thread",
+            "coverage" or "ucontext".
     """
     root, how = ROOT / "build" / "emulator", _KINDS[kind]
     for name in KINDS:
@@ -125,14 +127,14 @@ def build(library: str = "operators", kind: str = "plain") -> Path:
 
 def _link(kind: str, objects: Sequence[Path], target: Path) -> None:
     settings = extension.Settings.from_environment()
-    sanitize = [flag for flag in _KINDS[kind].flags if flag.startswith("-fsanitize")]
+    instruments = [flag for flag in _KINDS[kind].flags if flag.startswith(("-fsan", "--cov"))]
     lib = _torch().lib
     # A running process may have the old file mapped: replace it, do not write into it.
     new = target.with_suffix(".new")
     extension.run(
         [
             *shlex.split(settings.cxx),
-            *("-shared", *sanitize, *map(str, objects), "-o", str(new)),
+            *("-shared", *instruments, *map(str, objects), "-o", str(new)),
             *(f"-L{lib}", "-Wl,--as-needed", "-ltorch_cpu", f"-Wl,-rpath,{lib}"),
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import sys
@@ -20,9 +21,25 @@ import samples
 ROUNDINGS = {"softmax_propagate": 2, "attention_propagate": 2}
 
 
+# These take `allow_tf32`.
+TENSOR_CORES = (
+    "pooled_affinity",
+    "softmax_propagate",
+    "attention_propagate",
+    "block_sum_reduce",
+    "block_sum_update",
+)
+
+
 def check(sample: samples.Sample) -> None:
     call = getattr(torch.ops.tdnet_emulator, sample.operator)
     samples.check(sample, call, ROUNDINGS.get(sample.operator, 0))
+
+
+def check_tf32(sample: samples.Sample) -> None:
+    """Both operands of every product, logits of the softmax too, lose 13 of 23 bits."""
+    call = functools.partial(getattr(torch.ops.tdnet_emulator, sample.operator), allow_tf32=True)
+    samples.check(sample, call, operand_error=2**-11)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -32,6 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--drop", metavar="FILE:LINE", default=":0", help="a barrier to leave out")
     parser.add_argument("--multiprocessors", type=int, nargs="+", default=[8])
+    parser.add_argument("--tf32", action="store_true", help="float32 samples, with allow_tf32")
     parser.add_argument("--little-shared", action="store_true", help="99 KB a block")
     parser.add_argument("--copies", choices=emulator.COPIES, nargs="+", default=["lazy"])
     return parser.parse_args(arguments)
@@ -53,6 +71,8 @@ def main() -> int:
         for sample in samples.SAMPLES + samples.TILE_SAMPLES
         if not options.patterns or any(part in str(sample) for part in options.patterns)
     ]
+    if options.tf32:
+        chosen = samples.select(None, dtypes=[torch.float32], operators=TENSOR_CORES, among=chosen)
     runs = itertools.product(chosen, options.seeds, options.copies, options.multiprocessors)
     most_shared = emulator.LITTLE_SHARED if options.little_shared else emulator.MOST_SHARED
     count = failures = 0
@@ -61,7 +81,7 @@ def main() -> int:
         count += 1
         loaded.set(seed, copies, most_shared, multiprocessors, (file, int(line)))
         try:
-            check(sample)
+            check_tf32(sample) if options.tf32 else check(sample)
         except Exception as error:
             failures += 1
             text = str(error).partition("\nException raised from")[0]

@@ -35,8 +35,105 @@ def settings(operators, monkeypatch):
 @pytest.mark.parametrize("sample", samples.SAMPLES, ids=str)
 def test_sample_is_right(operators, sample):
     """By one schedule each, drawn by name; the samples together run all of them."""
-    operators.set(*SCHEDULES[zlib.crc32(str(sample).encode()) % len(SCHEDULES)])
+    operators.set(*schedule_of(sample))
     run_samples.check(sample)
+
+
+def schedule_of(sample):
+    return SCHEDULES[zlib.crc32(str(sample).encode()) % len(SCHEDULES)]
+
+
+@pytest.mark.parametrize("sample", samples.TILE_SAMPLES, ids=str)
+def test_sample_of_tiles_is_right(operators, sample):
+    operators.set(*schedule_of(sample))
+    run_samples.check(sample)
+
+
+SPLIT = samples.select(
+    None,
+    operators=["attention_propagate", "softmax_propagate", "pooled_affinity"],
+    layouts=["contiguous", "channels_last"],
+    among=samples.TILE_SAMPLES,
+)
+
+
+@pytest.mark.parametrize("sample", SPLIT, ids=str)
+def test_sample_is_right_on_a_narrow_device(operators, sample):
+    """Where one block fills the device, keys are not split."""
+    operators.set(*schedule_of(sample), multiprocessors=1)
+    run_samples.check(sample)
+
+
+WIDE_TILES = samples.select(
+    None,
+    ["contiguous", "channels_last"],
+    [torch.float16, torch.bfloat16],
+    ["attention_propagate"],
+    samples.TILE_SAMPLES,
+)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 8])
+@pytest.mark.parametrize("sample", WIDE_TILES, ids=str)
+def test_sample_of_tiles_is_right_with_little_shared_memory(operators, sample, multiprocessors):
+    operators.set(
+        *schedule_of(sample),
+        most_shared=emulator.LITTLE_SHARED,
+        multiprocessors=multiprocessors,
+    )
+    run_samples.check(sample)
+
+
+# --- the ends of the range of numbers -------------------------------------------------------------
+
+HUGE = {torch.float32: 4e36, torch.bfloat16: 4e36, torch.float16: 6e4}
+
+
+def attend(logits, values, dtype, key_channels):
+    """By both operators, split where there are many keys: the same logits for 3 queries."""
+    count = len(logits)
+    q = torch.zeros(1, key_channels, 1, 3, dtype=dtype)
+    k = torch.zeros(1, key_channels, 1, count, dtype=dtype)
+    q[:, 0], k[0, 0, 0] = 1.0, torch.tensor(logits)
+    v = torch.tensor(values).expand(1, 8, 1, count).to(dtype)
+    ops = torch.ops.tdnet_emulator
+    affinity = torch.tensor(logits).expand(1, 3, count).to(dtype)
+    yield ops.attention_propagate(q, k, v, None, None, None, 1.0)
+    yield ops.softmax_propagate(affinity, v, [1, 3], None, None, None)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 8])
+@pytest.mark.parametrize("key_channels", [5, 64])
+@pytest.mark.parametrize("dtype", HUGE)
+@pytest.mark.parametrize("count", [100, 500])
+def test_means_do_not_overflow(operators, dtype, key_channels, multiprocessors, count):
+    operators.set(multiprocessors=multiprocessors)
+    for result in attend([0.0] * count, [HUGE[dtype]] * count, dtype, key_channels):
+        value = torch.tensor(HUGE[dtype]).to(dtype).double()
+        torch.testing.assert_close(result.double(), value.expand_as(result), rtol=1e-5, atol=0)
+
+
+# bfloat16 has the exponents of float32, but numbers below 2^-126 lose digits.
+SMALL = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
+
+
+@pytest.mark.parametrize("between", [0, 300])
+@pytest.mark.parametrize("key_channels", [5, 64])
+@pytest.mark.parametrize("dtype", SMALL)
+def test_small_weights_count(operators, dtype, key_channels, between):
+    """Down to exp(-103) as in torch's softmax, in one part of the keys or another."""
+    logits, values = [0.0, *[-1e4] * between, -88.0], [0.0, *[0.0] * between, 1e38]
+    for result in attend(logits, values, dtype, key_channels):
+        expected = torch.full_like(result, 0.6054602, dtype=torch.float64)
+        torch.testing.assert_close(result.double(), expected, rtol=SMALL[dtype], atol=0)
+
+
+@pytest.mark.parametrize("between", [0, 300])
+@pytest.mark.parametrize("key_channels", [5, 64])
+def test_small_weights_of_infinity_count(operators, key_channels, between):
+    logits, values = [0.0, *[-50.0] * between, -88.0], [0.0, *[1.0] * between, torch.inf]
+    for result in attend(logits, values, torch.float32, key_channels):
+        assert (result == torch.inf).all()
 
 
 WHOLE = samples.select(
@@ -64,11 +161,24 @@ WIDE = samples.select(["wide", "deep", "odd_channels"], ["contiguous"], samples.
 
 @pytest.mark.parametrize("sample", WIDE, ids=str)
 def test_sample_is_right_with_little_shared_memory(operators, sample):
-    operators.set(1, most_shared=99 << 10)
+    operators.set(1, most_shared=emulator.LITTLE_SHARED)
     run_samples.check(sample)
 
 
 TENSOR_CORES = ["pooled_affinity", "softmax_propagate", "attention_propagate", "block_sum_reduce"]
+TF32 = samples.select(
+    None,
+    ["contiguous", "channels_last"],
+    [torch.float32],
+    run_samples.TENSOR_CORES,
+    samples.TILE_SAMPLES,
+)
+
+
+@pytest.mark.parametrize("sample", TF32, ids=str)
+def test_sample_is_right_in_tf32(operators, sample):
+    operators.set(*schedule_of(sample))
+    run_samples.check_tf32(sample)
 
 
 @pytest.mark.parametrize("operator", TENSOR_CORES)

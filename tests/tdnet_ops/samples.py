@@ -188,6 +188,10 @@ class Numbers:
             edit(numbers)
         return place(numbers, self._layout)
 
+    def make_huge(self, x: Tensor) -> None:
+        """Positive numbers up to a quarter of the largest of the dtype."""
+        x.copy_((x.abs() + 1) / (x.abs().max() + 1) * torch.finfo(self._dtype).max / 4)
+
     def other(
         self, *shape: int, scale: float = 1.0, edit: Callable[[Tensor], None] | None = None
     ) -> Tensor:
@@ -239,7 +243,10 @@ def _attention(
     scale: float | None = None,
     logits: Logits | None = None,
 ) -> Callable[[Numbers], tuple[Any, ...]]:
-    """`extras`: "r" with a residual, "b" with a bias. `logits` are added, of rank one."""
+    """`extras`: "r" with a residual, "b" with a bias, "h" with huge values, whose sum overflows.
+
+    `logits` are added, of rank one.
+    """
     factor = key_channels**-0.5 if scale is None else scale
 
     def edit_queries(x: Tensor) -> None:
@@ -255,7 +262,9 @@ def _attention(
         return (
             numbers.feature_map(batch, key_channels, *size, edit=edit_queries),
             numbers.feature_map(batch, key_channels, *key_size, edit=edit_keys),
-            numbers.feature_map(batch, value_channels, *key_size),
+            numbers.feature_map(
+                batch, value_channels, *key_size, edit=numbers.make_huge if "h" in extras else None
+            ),
             numbers.feature_map(batch, last, *size) if "r" in extras else None,
             None
             if out_channels is None
@@ -533,7 +542,10 @@ _TILES: dict[str, dict[str, tuple[Any, ...]]] = {
         "spike_late": (1, 64, 160, None, (12, 11), (4, 65), "", None, spike(9, 258, 200.0)),
         "scale_zero": (1, 64, 72, None, (3, 45), (3, 67), "rb", 0.0),
         "negative": (1, 64, 136, 144, (3, 45), (3, 67), "rb", -0.125, spike(33, 100, 20.0)),
+        "huge": (1, 64, 136, None, (3, 45), (3, 67), "hb"),
+        "huge_narrow": (1, 64, 24, None, (3, 45), (10, 32), "hb", None, growing(20.0)),
         # All other kernels.
+        "general_huge": (1, 24, 136, None, (3, 45), (10, 32), "hb", None, growing(2.0)),
         "tiles": (2, 24, 136, None, (9, 15), (10, 32), "rb", None, growing(20.0)),
         "deep_keys": (1, 150, 24, None, (5, 16), (3, 67), "r", -0.1, growing(15.0)),
         "general_scale_zero": (1, 5, 130, None, (5, 13), (5, 26), "b", 0.0),
@@ -542,6 +554,7 @@ _TILES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "softmax_propagate": {
         "tiles": (2, 1, 264, None, (9, 15), (10, 32), "rb", None, growing(20.0)),
+        "huge": (1, 1, 16, None, (3, 45), (10, 32), "h"),
         "falling": (1, 1, 40, None, (8, 17), (9, 21), "r", None, growing(-40.0)),
         "first_keys_unseen": (1, 1, 16, None, (4, 33), (5, 52), "", None, without(slice(0, 130))),
         "last_keys_unseen": (1, 1, 16, None, (4, 33), (5, 52), "", None, without(slice(60, None))),
@@ -621,7 +634,7 @@ TILE_SAMPLES: list[Sample] = [sample for name in NAMES for sample in _tile_sampl
 
 def select(
     names: Sequence[str] | None = None,
-    layouts: Sequence[str] = LAYOUTS,
+    layouts: Sequence[str] = LAYOUTS + SPACED_LAYOUTS,
     dtypes: Sequence[torch.dtype] = DTYPES,
     operators: Sequence[str] = NAMES,
     among: Sequence[Sample] = SAMPLES,
@@ -675,6 +688,7 @@ def assert_near(
     what: str,
     terms: int = 1,
     roundings: int = 0,
+    operand_error: float = 0.0,
 ) -> None:
     """|actual - exact| <= 2 max|plain - exact| + a few units in the last place + one rounding.
 
@@ -685,6 +699,7 @@ def assert_near(
         terms: of the longest sum behind one number; rounding in another order grows with its root.
         roundings: how many numbers behind a result may have been rounded to half precision on the
             way, one from another (softmax weights, phi(v)); float32 stays strict.
+        operand_error: relative, of the operands of products (TF32).
     """
     assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
     assert actual.shape == exact.shape, f"{what}: shape {actual.shape}, expected {exact.shape}"
@@ -695,6 +710,7 @@ def assert_near(
     largest = max(1.0, exact.abs().max().item())
     allowed = 2 * (plain.double() - exact).abs().max().item()
     allowed += (8 + terms**0.5) * torch.finfo(computing_dtype(dtype)).eps * largest
+    allowed += 16 * operand_error * largest
     bound = torch.full_like(exact, allowed)
     if dtype in (torch.float16, torch.bfloat16):
         bound += torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).smallest_normal
@@ -754,11 +770,14 @@ def longest_sum(sample: Sample, arguments: Sequence[Any]) -> int:
     return arguments[0].shape[1]
 
 
-def check(sample: Sample, call: Callable[..., Any], roundings: int = 0) -> None:
+def check(
+    sample: Sample, call: Callable[..., Any], roundings: int = 0, operand_error: float = 0.0
+) -> None:
     """Calls `call` with the sample and compares with the definition.
 
     Args:
         roundings: as of assert_near, for kernels that multiply in half precision.
+        operand_error: as of assert_near.
 
     Raises:
         AssertionError: it is wrong; the text names the worst coordinate.
@@ -782,7 +801,7 @@ def check(sample: Sample, call: Callable[..., Any], roundings: int = 0) -> None:
         if sample.operator == "spatial_pool":
             torch.testing.assert_close(out.double(), right, rtol=0, atol=0, equal_nan=True)
         terms = longest_sum(sample, arguments)
-        assert_near(out, right, low, sample.dtype, what, terms, roundings)
+        assert_near(out, right, low, sample.dtype, what, terms, roundings, operand_error)
         if out.dim() == 4 and expected_channels_last(sample, arguments):
             assert out.is_contiguous(memory_format=torch.channels_last), f"{what}: {out.stride()}"
         else:
