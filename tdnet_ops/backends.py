@@ -16,12 +16,14 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
 from tdnet_ops import _library
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAMES = ("cpu", "cuda", "triton", "reference")
 _NAME_SPACES = {
@@ -91,19 +93,15 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-# torch.compile takes what these two return as constants. Plain functions: it would trace into one
-# that functools.cache has wrapped.
-@torch.compiler.assume_constant_result
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _constant(function: _Function) -> _Function:
+    """Lets torch.compile take what a function returns as a constant instead of tracing into it.
+
+    As torch.compiler.assume_constant_result, which imports torch._dynamo: more than a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
-@torch.compiler.assume_constant_result
-def _triton_refusal(device_type: str) -> str | None:
-    return _why_not_triton(device_type)
-
-
-@functools.cache
 def _why_not_triton(device_type: str) -> str | None:
     try:
         import triton
@@ -122,30 +120,54 @@ def _why_not_triton(device_type: str) -> str | None:
     return None
 
 
+def _why_not_cuda(device: torch.device) -> str | None:
+    if not _library.CUDA_ARCHITECTURES:
+        return f"no CUDA kernels were compiled in ({_library.CUDA_STATUS})"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if device.type != "cuda":
+        return f"its kernels take cuda tensors, got {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if not serves(_library.CUDA_ARCHITECTURES, capability):
+        return (
+            f"its kernels were compiled for {_library.CUDA_ARCHITECTURES}, this GPU is "
+            f"{capability[0]}.{capability[1]}: Triton or the reference has to serve it"
+        )
+    return None
+
+
+# What a process finds on a machine does not change while it runs.
+@functools.cache
+def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    reason = None
+    if name == "cpu" and device.type != "cpu":
+        reason = f"its kernels take cpu tensors, got {device.type}"
+    elif name == "cuda":
+        reason = _why_not_cuda(device)
+    elif name == "triton":
+        reason = _why_not_triton(device.type)
+    if reason is None and name != "reference" and dtype == torch.float64:
+        reason = "its kernels compute in float32, got float64"
+    return reason
+
+
+# torch.compile takes what these two return as constants. Plain functions: it would trace into one
+# that functools.cache has wrapped.
+@_constant
 def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run tensors of this device and dtype; None if it can."""
-    if name == "reference":
-        return None
-    if name == "triton":
-        reason = _triton_refusal(device.type)
-        if reason is not None:
-            return reason
-    if name == "cuda" and not _library.CUDA_ARCHITECTURES:
-        return f"no CUDA kernels were compiled in ({_library.CUDA_STATUS})"
-    if name == "cuda" and not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    if name != "triton" and device.type != name:
-        return f"its kernels take {name} tensors, got {device.type}"
-    if name == "cuda":
-        capability = _capability(device)
-        if not serves(_library.CUDA_ARCHITECTURES, capability):
-            return (
-                f"its kernels were compiled for {_library.CUDA_ARCHITECTURES}, this GPU is "
-                f"{capability[0]}.{capability[1]}: Triton or the reference has to serve it"
-            )
-    if dtype == torch.float64:
-        return "its kernels compute in float32, got float64"
-    return None
+    return _why_not(name, device, dtype)
+
+
+@_constant
+def _first_that_runs(device: torch.device, dtype: torch.dtype) -> str:
+    return _first(device, dtype)
+
+
+@functools.cache
+def _first(device: torch.device, dtype: torch.dtype) -> str:
+    candidates = preference(device.type)
+    return next(name for name in candidates if refusal(name, device, dtype) is None)
 
 
 def preference(device_type: str) -> tuple[str, ...]:
@@ -168,14 +190,13 @@ def choose(operator: str, device: torch.device, dtype: torch.dtype, forced: str 
         RuntimeError: the forced backend cannot run here, with the reason.
     """
     forced = _forced.name if forced is None else forced
-    if forced is not None:
-        _check_name(forced)
-        reason = refusal(forced, device, dtype)
-        if reason is not None:
-            raise RuntimeError(f"backend {forced!r} cannot run {operator}: {reason}")
-        return forced
-    candidates = preference(device.type)
-    return next(name for name in candidates if refusal(name, device, dtype) is None)
+    if forced is None:
+        return _first_that_runs(device, dtype)
+    _check_name(forced)
+    reason = refusal(forced, device, dtype)
+    if reason is not None:
+        raise RuntimeError(f"backend {forced!r} cannot run {operator}: {reason}")
+    return forced
 
 
 def operator(name: str, argument: str, like: object, forced: str | None) -> Any:

@@ -1,6 +1,7 @@
 """Choosing a backend by device, argument or context; in backward passes, threads, compiled code."""
 
 import shutil
+import subprocess
 import sys
 import threading
 
@@ -284,14 +285,24 @@ def test_which_gpus_the_compiled_architectures_serve(architectures, capability, 
     assert backends.serves(architectures, capability) is expected
 
 
-def test_an_older_gpu_is_refused_with_the_ways_that_remain(monkeypatch):
-    monkeypatch.setattr(_library, "CUDA_ARCHITECTURES", "8.0;9.0+PTX")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backends, "_capability", lambda device: (7, 5))
+def look_again():
+    """Forgets what was found on the machine, because a test has changed it."""
+    backends._first.cache_clear()
+    backends._why_not.cache_clear()
+
+
+def set_capability(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    look_again()
+
+
+def test_an_older_gpu_is_refused_with_the_ways_that_remain(gpu):
+    gpu.setattr(_library, "CUDA_ARCHITECTURES", "8.0;9.0+PTX")
+    set_capability(gpu, (7, 5))
     reason = backends.refusal("cuda", torch.device("cuda"), torch.float32)
     assert reason is not None
     assert all(part in reason for part in ("8.0;9.0+PTX", "7.5", "Triton", "reference"))
-    monkeypatch.setattr(backends, "_capability", lambda device: (8, 9))
+    set_capability(gpu, (8, 9))
     assert backends.refusal("cuda", torch.device("cuda"), torch.float32) is None
 
 
@@ -307,9 +318,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.delenv("CC", raising=False)
-    backends._why_not_triton.cache_clear()
+    look_again()
     yield monkeypatch
-    backends._why_not_triton.cache_clear()
+    look_again()
 
 
 def chosen(device, dtype=torch.float32):
@@ -318,12 +329,26 @@ def chosen(device, dtype=torch.float32):
 
 def test_compiled_cuda_comes_before_triton(gpu):
     gpu.setattr(_library, "CUDA_ARCHITECTURES", "8.0")
-    gpu.setattr(backends, "_capability", lambda device: (8, 0))
+    set_capability(gpu, (8, 0))
     assert chosen("cuda") == "cuda"
     with tdnet_ops.backend("triton"):
         assert chosen("cuda") == "triton"
-    gpu.setattr(backends, "_capability", lambda device: (7, 5))
+    set_capability(gpu, (7, 5))
     assert chosen("cuda") == "triton"
+
+
+def test_the_machine_is_asked_once(gpu):
+    """Each question costs microseconds on a GPU."""
+    asked = []
+    gpu.setattr(_library, "CUDA_ARCHITECTURES", "8.0")
+    gpu.setattr(torch.cuda, "is_available", lambda: asked.append("available") or True)
+    gpu.setattr(
+        torch.cuda, "get_device_capability", lambda device: asked.append(str(device)) or (8, 0)
+    )
+    for forced in (None, "cuda"):
+        for device in ("cuda:0", "cuda:1", "cuda:0"):
+            backends.choose("spatial_pool", torch.device(device), torch.float32, forced)
+    assert asked == ["available", "cuda:0", "available", "cuda:1"]
 
 
 def test_without_compiled_kernels_triton_serves_the_gpu(gpu):
@@ -347,7 +372,7 @@ def test_triton_without_a_c_compiler_is_refused(gpu):
     assert chosen("cuda") == "reference"
     with pytest.raises(RuntimeError, match=r"'triton' cannot run spatial_pool: .*C compiler.*gcc"):
         backends.choose("spatial_pool", torch.device("cuda"), torch.float32, "triton")
-    backends._why_not_triton.cache_clear()
+    look_again()
     gpu.setenv("CC", "nowhere-cc")
     reason = backends.refusal("triton", torch.device("cuda"), torch.float32)
     assert "CC=nowhere-cc" in reason
@@ -365,7 +390,7 @@ def test_triton_refuses_what_it_cannot_run(gpu):
         torch.ops.tdnet_triton.spatial_pool(x, 2)
     with pytest.raises(RuntimeError, match=r"'triton' cannot run spatial_pool: .*got cpu"):
         tdnet_ops.spatial_pool(x, 2, backend="triton")
-    backends._why_not_triton.cache_clear()
+    look_again()
     gpu.setitem(sys.modules, "triton", None)
     assert "cannot be imported" in backends.refusal("triton", torch.device("cuda"), torch.float32)
 
@@ -379,3 +404,18 @@ def test_build_info_says_what_can_run():
     assert info["cpu"]["in_use"] in info["cpu"]["compiled"]
     assert info["version"] == tdnet_ops.__version__
     assert info["torch"] == torch.__version__
+
+
+def test_importing_loads_nothing_slow(tmp_path):
+    """Each of these costs from a tenth of a second to more than torch itself."""
+    program = """
+import sys, torch
+before = set(sys.modules)
+import tdnet_ops
+slow = {"torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "triton", "numpy"}
+print(sorted(slow & (set(sys.modules) - before)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert result.stdout.strip() == "[]"
