@@ -12,6 +12,9 @@ given are adjacent in memory.
 Every function takes `backend`: None chooses by device, a name (`tdnet_ops.backends.NAMES`) forces
 one.
 
+Gradients: reverse mode, also by torch.func (grad, vjp, jacrev, vmap); second derivatives of all but
+attention_propagate. Forward mode (jvp, jacfwd) is refused; `tdnet_ops.reference` has it.
+
 Errors, everywhere: ValueError, TypeError or RuntimeError that names the argument, what came and
 what was expected; RuntimeError with the reason where a forced backend cannot run.
 """

@@ -8,6 +8,7 @@ for other devices), `tdnet_triton` and `tdnet_reference`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 # _library defines the schemas.
-from tdnet_ops import _library, backends, checks, gradients, reference  # noqa: F401
+from tdnet_ops import _library, autograd, backends, checks, gradients, reference  # noqa: F401
 from tdnet_ops.layouts import empty_map, layout
 
 NAME_SPACES = ("tdnet", "tdnet_triton", "tdnet_reference")
@@ -89,9 +90,7 @@ def _pooled_affinity_reference(
     return affinity.to(q.dtype).contiguous()
 
 
-def _pooled_affinity_setup(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
-) -> None:
+def _pooled_affinity_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     q, k, ctx.stride, ctx.mode, ctx.scale = inputs
     ctx.save_for_backward(q, k)
 
@@ -143,9 +142,7 @@ def _softmax_propagate_reference(
     return out.to(v.dtype).contiguous(memory_format=layout(like))
 
 
-def _softmax_propagate_setup(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
-) -> None:
+def _softmax_propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     affinity, v, _, residual, weight, bias = inputs
     ctx.save_for_backward(affinity, v, weight, bias)
     ctx.has_residual = residual is not None
@@ -196,9 +193,7 @@ def _attention_propagate_reference(
     return out.to(q.dtype).contiguous(memory_format=layout(q))
 
 
-def _attention_propagate_setup(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
-) -> None:
+def _attention_propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     q, k, v, residual, weight, bias, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, weight, bias)
     ctx.has_residual = residual is not None
@@ -217,6 +212,13 @@ def _attention_propagate_backward_fake(
 ) -> tuple[Tensor, ...]:
     grad_weight = q.new_empty(0) if weight is None else weight.new_empty(weight.shape)
     return *(x.new_empty(x.shape) for x in (q, k, v)), grad_weight
+
+
+def _attention_propagate_backward_backward(ops: Any, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    raise NotImplementedError(
+        "attention_propagate: second derivatives are not implemented; "
+        "tdnet_ops.reference.attention_propagate has them"
+    )
 
 
 # --- block_sum_reduce and block_sum_update --------------------------------------------------------
@@ -258,9 +260,7 @@ def _block_sum_reduce_reference(
     return out.to(blocks[0].dtype).contiguous(memory_format=layout(blocks[0]))
 
 
-def _block_sum_reduce_setup(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
-) -> None:
+def _block_sum_reduce_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     blocks, weights, bias, ctx.padding, ctx.dilation, ctx.activation = inputs
     ctx.count = len(blocks)
     ctx.save_for_backward(*blocks, *weights, bias, output)
@@ -326,10 +326,7 @@ def _block_sum_update_reference(
 
 
 def _block_sum_update_setup(
-    ctx: Any,
-    inputs: tuple[Any, ...],
-    keyword_only_inputs: dict[str, Any],
-    output: tuple[Tensor, Tensor],
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 ) -> None:
     partials, ctx.index, x, weight, bias, ctx.padding, ctx.dilation, ctx.activation = inputs
     ctx.count = len(partials)
@@ -375,11 +372,17 @@ def _upsample_argmax_reference(
 # --- the table ------------------------------------------------------------------------------------
 
 
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class _Operator:
     fake: Callable[..., Any]
     reference: Callable[..., Any]
-    setup: Callable[..., None] | None = None
+    # The arguments whose first dimension is the batch.
+    per_sample: tuple[str, ...]
+    setup: Callable[..., None] = _save_nothing
     # Takes the operators of its name space first, so that forward and backward share a backend.
     backward: Callable[..., tuple[Any, ...]] | None = None
     autocast: bool = True
@@ -389,6 +392,7 @@ _OPERATORS = {
     "spatial_pool": _Operator(
         _spatial_pool_fake,
         _spatial_pool_reference,
+        ("x",),
         _spatial_pool_setup,
         _spatial_pool_backward,
         autocast=False,
@@ -396,37 +400,48 @@ _OPERATORS = {
     "pooled_affinity": _Operator(
         _pooled_affinity_fake,
         _pooled_affinity_reference,
+        ("q", "k"),
         _pooled_affinity_setup,
         _pooled_affinity_backward,
     ),
     "softmax_propagate": _Operator(
         _softmax_propagate_fake,
         _softmax_propagate_reference,
+        ("affinity", "v", "residual"),
         _softmax_propagate_setup,
         _softmax_propagate_backward,
     ),
     "attention_propagate": _Operator(
         _attention_propagate_fake,
         _attention_propagate_reference,
+        ("q", "k", "v", "residual"),
         _attention_propagate_setup,
         _attention_propagate_backward,
     ),
     "attention_propagate_backward": _Operator(
-        _attention_propagate_backward_fake, gradients.attention_propagate, autocast=False
+        _attention_propagate_backward_fake,
+        gradients.attention_propagate,
+        (),  # the gradient of the weight is one for the whole batch
+        backward=_attention_propagate_backward_backward,
+        autocast=False,
     ),
     "block_sum_reduce": _Operator(
         _block_sum_reduce_fake,
         _block_sum_reduce_reference,
+        ("blocks",),
         _block_sum_reduce_setup,
         _block_sum_reduce_backward,
     ),
     "block_sum_update": _Operator(
         _block_sum_update_fake,
         _block_sum_update_reference,
+        ("partials", "x"),
         _block_sum_update_setup,
         _block_sum_update_backward,
     ),
-    "upsample_argmax": _Operator(_upsample_argmax_fake, _upsample_argmax_reference, autocast=False),
+    "upsample_argmax": _Operator(
+        _upsample_argmax_fake, _upsample_argmax_reference, ("logits",), autocast=False
+    ),
 }
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU"}
@@ -479,16 +494,15 @@ def _register(
     library.impl(name, kernel, "CompositeExplicitAutograd")
     qualified = f"{name_space}::{name}"
     torch.library.register_fake(qualified, operator.fake, lib=library)
+    ops = getattr(torch.ops, name_space)
+    overload = getattr(ops, name).default
+    rule = autograd.vmap_rule(overload, operator.per_sample)
+    torch.library.register_vmap(qualified, rule, lib=library)
     if operator.backward is not None:
-        ops, backward = getattr(torch.ops, name_space), operator.backward
-        torch.library.register_autograd(
-            qualified,
-            lambda ctx, *grads: backward(ops, ctx, *grads),
-            setup_context=operator.setup,
-            lib=library,
-        )
+        backward = functools.partial(operator.backward, ops)
+        differentiable = autograd.autograd_kernel(overload, operator.setup, backward)
+        library.impl(name, differentiable, "Autograd", with_keyset=True)
     if operator.autocast:
-        overload = getattr(getattr(torch.ops, name_space), name).default
         for device_type, key in _AUTOCAST_KEYS.items():
             library.impl(name, _autocast_kernel(overload, device_type), key)
 

@@ -181,3 +181,129 @@ def test_second_derivative_is_right_or_refused(sample, route):
         results.append(second)
     for got, right in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(got, right)
+
+
+# --- torch.func -----------------------------------------------------------------------------------
+
+SMALL_SAMPLES = samples.select(["middle"], ["contiguous"], [torch.float64], DIFFERENTIABLE)
+
+
+def of_tensors(call, sample):
+    """`call` on the sample as a function of all its tensors; the tuple of results."""
+    arguments = sample.arguments()
+
+    def function(*values):
+        rest = iter(values)
+        return tuple(samples.tensors([call(*samples.convert(arguments, lambda _: next(rest)))]))
+
+    return function
+
+
+def loss_of(function):
+    return lambda *values: sum((out**2).sum() for out in function(*values))
+
+
+def twice(values):
+    """Each tensor and its double, mapped over."""
+    return [torch.stack([x, 2 * x]) for x in values]
+
+
+def vmap_of_the_first(function, values):
+    dims = (1, *[None] * (len(values) - 1))
+    first = torch.stack([values[0], 2 * values[0]], 1)
+    return torch.func.vmap(function, dims)(first, *values[1:])
+
+
+def all_of(values):
+    return tuple(range(len(values)))
+
+
+TRANSFORMS = {
+    "grad": lambda f, x: torch.func.grad(loss_of(f), all_of(x))(*x),
+    "vjp": lambda f, x: torch.func.vjp(f, *x)[1](f(*x)),
+    "jacrev": lambda f, x: torch.func.jacrev(f, all_of(x))(*x),
+    "vmap": lambda f, x: torch.func.vmap(f)(*twice(x)),
+    "vmap of the first": lambda f, x: vmap_of_the_first(f, x),
+    "vmap of vmap": lambda f, x: torch.func.vmap(torch.func.vmap(f))(*twice(twice(x))),
+    "vmap of grad": lambda f, x: torch.func.vmap(torch.func.grad(loss_of(f), all_of(x)))(*twice(x)),
+    "grad of vmap": lambda f, x: torch.func.grad(
+        lambda *v: torch.func.vmap(loss_of(f))(*v).sum(), all_of(x)
+    )(*twice(x)),
+}
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("sample", SMALL_SAMPLES, ids=str)
+def test_transforms_of_torch_func(sample, transform, route):
+    apply = TRANSFORMS[transform]
+    values = samples.tensors(sample.arguments())
+    actual = apply(of_tensors(samples.ROUTES[route](sample.operator), sample), values)
+    exact = apply(of_tensors(getattr(reference, sample.operator), sample), values)
+    torch.testing.assert_close(actual, exact)
+
+
+@pytest.mark.parametrize("sample", SMALL_SAMPLES, ids=str)
+def test_grad_of_grad(sample):
+    def second(call):
+        loss = loss_of(of_tensors(call, sample))
+        first = torch.func.grad(loss, all_of(values))
+        return torch.func.grad(lambda *v: sum((g**2).sum() for g in first(*v)), all_of(v))(*v)
+
+    v = values = samples.tensors(sample.arguments())
+    if sample.operator == "attention_propagate":
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            second(tdnet_ops.attention_propagate)
+        return
+    actual = second(getattr(tdnet_ops, sample.operator))
+    torch.testing.assert_close(actual, second(getattr(reference, sample.operator)))
+
+
+@pytest.mark.parametrize("sample", SMALL_SAMPLES, ids=str)
+def test_compiled_torch_func(sample):
+    values = samples.tensors(sample.arguments())
+    gradient = torch.func.grad(
+        loss_of(of_tensors(getattr(tdnet_ops, sample.operator), sample)), all_of(values)
+    )
+    run = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(*values), gradient(*values))
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+def test_vmap_of_labels(route):
+    call = samples.ROUTES[route]("upsample_argmax")
+    logits = torch.randn(3, 2, 5, 4, 6)
+    labels = torch.func.vmap(lambda x: call(x, (7, 9)), 1)(logits)
+    assert torch.equal(labels, torch.stack([call(logits[:, i], (7, 9)) for i in range(2)]))
+
+
+def forward_ad(function, values):
+    with torch.autograd.forward_ad.dual_level():
+        function(*(torch.autograd.forward_ad.make_dual(x, x) for x in values))
+
+
+FORWARD_MODE = {
+    "forward_ad": forward_ad,
+    "jvp": lambda f, x: torch.func.jvp(f, tuple(x), tuple(x)),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(*x),
+    "hessian": lambda f, x: torch.func.hessian(loss_of(f))(*x),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, in setting up forward mode
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("way", FORWARD_MODE)
+@pytest.mark.parametrize("sample", SMALL_SAMPLES, ids=str)
+def test_forward_mode_is_refused(sample, way, route):
+    """Left alone, torch drops the tangents of a custom operator in silence."""
+    function = of_tensors(samples.ROUTES[route](sample.operator), sample)
+    values = samples.tensors(sample.arguments())
+    for x in (values, [x.requires_grad_() for x in samples.tensors(sample.arguments())]):
+        with pytest.raises(NotImplementedError, match=rf"{sample.operator}: forward-mode"):
+            FORWARD_MODE[way](function, x)
+
+
+def test_a_dual_level_without_tangents_changes_nothing():
+    x = torch.randn(1, 2, 4, 5)
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(tdnet_ops.spatial_pool(x, 2), tdnet_ops.spatial_pool(x.clone(), 2))

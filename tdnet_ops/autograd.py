@@ -1,0 +1,138 @@
+"""Differentiation and vmap of custom operators, under the transforms of torch.func too.
+
+torch.library.register_autograd makes an autograd.Function of its own for each operator, which
+torch.func refuses. The kernels here build a node of the level that torch.func is at and leave the
+lower levels to the dispatcher, as torch's own operators do. Forward mode is refused: left alone,
+the dispatcher drops tangents in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils import _pytree as pytree
+
+
+def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    """All tensors of a call in order, those in lists too."""
+    found = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found += [item for item in argument if isinstance(item, Tensor)]
+    return found
+
+
+def _refuse_tangents(name: str, arguments: Sequence[Any]) -> None:
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in _tensors(arguments)):
+        raise NotImplementedError(
+            f"{name}: forward-mode differentiation (torch.func.jvp, jacfwd, forward_ad) is not "
+            "implemented; use reverse mode (torch.func.vjp, jacrev, backward), or the function of "
+            "this name in tdnet_ops.reference, which PyTorch differentiates in both"
+        )
+
+
+def autograd_kernel(
+    overload: Any, setup: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+) -> Callable[..., Any]:
+    """The kernel of an operator for the dispatch key Autograd, registered with its keyset.
+
+    Args:
+        overload: of the operator.
+        setup: `setup(ctx, inputs, output)` saves what the backward pass needs.
+        backward: `backward(ctx, *grads)`, the gradient of each positional argument; None for what
+            is no tensor, a list for a list of tensors.
+    """
+    schema = overload._schema
+    name = schema.name.partition("::")[2]
+    defaults = [a.default_value for a in schema.arguments if not a.kwarg_only]
+
+    class Node(_SingleLevelFunction):
+        @staticmethod
+        def forward(
+            ctx: Any, keyset: Any, arguments: Sequence[Any], keywords: dict[str, Any], *_: Tensor
+        ) -> Any:
+            # Both modes are off in here; the lower levels of torch.func differentiate too.
+            lower = torch._C._are_functorch_transforms_active()
+            with (
+                torch.set_grad_enabled(lower),
+                forward_ad._set_fwd_grad_enabled(lower),
+                torch._C._AutoDispatchBelowAutograd(),
+            ):
+                output = overload.redispatch(keyset, *arguments, **keywords)
+            # The dispatcher leaves out trailing arguments that equal their default.
+            inputs = (*arguments, *defaults[len(arguments) :])
+            ctx.slots = [len(_tensors([x])) for x in inputs]
+            setup(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            found: list[Tensor | None] = []
+            for slots, grad in zip(ctx.slots, backward(ctx, *grads), strict=True):
+                found += grad if isinstance(grad, list) else [grad] * slots
+            return None, None, None, *found
+
+    def kernel(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
+        if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
+            _refuse_tangents(name, arguments)
+        below = keyset & torch._C._after_autograd_keyset
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            # By default torch.func takes this class in its hands for a mistake.
+            with enable_single_level_autograd_function():
+                return Node.apply(below, arguments, keywords, *_tensors(arguments))
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(below, *arguments, **keywords)
+
+    return kernel
+
+
+def vmap_rule(overload: Any, per_sample: Sequence[str]) -> Callable[..., Any]:
+    """What torch.library.register_vmap takes for an operator.
+
+    Args:
+        overload: of the operator.
+        per_sample: the arguments whose first dimension is the batch, as in every result. Where no
+            other is mapped over, the batch takes in the mapped dimension; else the operator runs
+            once a sample.
+    """
+    foldable = [argument.name in per_sample for argument in overload._schema.arguments]
+
+    def rule(info: Any, in_dims: Sequence[Any], *arguments: Any, **keywords: Any) -> Any:
+        count = info.batch_size
+
+        def fold(x: Any, dim: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            x = x.expand(count, *x.shape) if dim is None else x.movedim(dim, 0)
+            return x.flatten(0, 1)
+
+        def run(sample: int) -> Any:
+            taken = pytree.tree_map(
+                lambda x, dim: x if dim is None else x.select(dim, sample), arguments, in_dims
+            )
+            return overload(*taken, **keywords)
+
+        mapped = [any(dim is not None for dim in pytree.tree_leaves(dims)) for dims in in_dims]
+        if all(fits for fits, is_mapped in zip(foldable, mapped, strict=False) if is_mapped):
+            folded = [
+                pytree.tree_map(fold, x, dims) if fits else x
+                for x, dims, fits in zip(arguments, in_dims, foldable, strict=False)
+            ]
+            results = overload(*folded, **keywords)
+            stacked = pytree.tree_map(
+                lambda x: x.unflatten(0, (count, x.shape[0] // count)), results
+            )
+        else:
+            runs = [run(sample) for sample in range(count)]
+            stacked = pytree.tree_map(lambda *parts: torch.stack(parts), *runs)
+        return stacked, pytree.tree_map(lambda _: 0, stacked)
+
+    return rule
