@@ -148,8 +148,7 @@ Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
         const int64_t channel = strip * loops.rows;
         loops.finish_block(
             sums.get() + strip * loops.rows * loops.lanes,
-            {.lane_factor = nullptr,
-             .bias = bias_data ? bias_data + channel : nullptr,
+            {.bias = bias_data ? bias_data + channel : nullptr,
              .residual = even_residual ? residual_tokens.at(b, channel, first) : nullptr,
              .residual_channel = residual_tokens.channel,
              .residual_token = residual_tokens.token,

@@ -40,8 +40,7 @@ Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
         const int64_t key = p * loops.lanes;
         loops.product(channels, strip.get(), packed_keys.get() + (b * panels + p) * panel_size,
                       block.get());
-        loops.finish_block(block.get(), {.lane_factor = nullptr,
-                                         .bias = nullptr,
+        loops.finish_block(block.get(), {.bias = nullptr,
                                          .residual = nullptr,
                                          .residual_channel = 0,
                                          .residual_token = 0,

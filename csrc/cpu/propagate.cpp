@@ -50,7 +50,7 @@ void add_values(const Propagation& problem, const TileLoops& loops, const float*
 }
 
 void finish_tile(const Propagation& problem, const TileLoops& loops, int64_t b, int64_t first,
-                 int64_t panels, const float* inverse_sums, float* sums) {
+                 int64_t panels, float* sums) {
   const int64_t strips = divide_up(problem.channels, loops.rows);
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t query = first + p * loops.lanes;
@@ -58,8 +58,7 @@ void finish_tile(const Propagation& problem, const TileLoops& loops, int64_t b, 
       const int64_t channel = strip * loops.rows;
       const Tokens* residual = problem.residual;
       loops.finish_block(sums + (p * strips + strip) * loops.rows * loops.lanes,
-                         {.lane_factor = inverse_sums + p * loops.lanes,
-                          .bias = problem.bias ? problem.bias + channel : nullptr,
+                         {.bias = problem.bias ? problem.bias + channel : nullptr,
                           .residual = residual ? residual->at(b, channel, query) : nullptr,
                           .residual_channel = residual ? residual->channel : 0,
                           .residual_token = residual ? residual->token : 0,
@@ -86,7 +85,7 @@ void propagate(const Propagation& problem, const std::function<FillLogits()>& ma
   for (int64_t b = 0; b < problem.batch; ++b) {
     pack_values(problem, b, loops, values.get());
     for_each_tile(divide_up(problem.queries, tile), [&](const auto& take) {
-      const Buffer logits(tile_panels * panel_size), inverse_sums(tile);
+      const Buffer logits(tile_panels * panel_size);
       const Buffer sums(tile_panels * strips * loops.rows * loops.lanes);
       const FillLogits fill = make_fill();
       for (int64_t t = take(); t >= 0; t = take()) {
@@ -96,13 +95,13 @@ void propagate(const Propagation& problem, const std::function<FillLogits()>& ma
         for (int64_t p = 0; p < panels; ++p) {
           float* panel = logits.get() + p * panel_size;
           fill(b, first + p * loops.lanes, panel);
-          loops.softmax_panel(panel, problem.keys, inverse_sums.get() + p * loops.lanes);
+          loops.softmax_panel(panel, problem.keys);
         }
         for (int64_t key = 0; key < problem.keys; key += loops.depth) {
           add_values(problem, loops, values.get(), key, panels, panel_size, logits.get(),
                      sums.get());
         }
-        finish_tile(problem, loops, b, first, panels, inverse_sums.get(), sums.get());
+        finish_tile(problem, loops, b, first, panels, sums.get());
       }
     });
   }

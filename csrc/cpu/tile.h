@@ -13,11 +13,10 @@
 
 namespace tdnet::cpu {
 
-// How the rows of a block are finished: out = relu?(block * lane_factor + bias + residual).
+// How the rows of a block are finished: out = relu?(block + bias + residual).
 struct Epilogue {
-  const float* lane_factor;  // [lanes] or null
-  const float* bias;         // [rows] or null
-  const float* residual;     // like out, or null
+  const float* bias;      // [rows] or null
+  const float* residual;  // like out, or null
   int64_t residual_channel, residual_token;
   float* out;
   int64_t out_channel, out_token;
@@ -35,7 +34,7 @@ struct TileLoops {
   int depth;  // rows of a panel that one product should take at most
   void (*product)(int64_t depth, const float* strip, const float* panel, float* block);
   void (*product_add)(int64_t depth, const float* strip, const float* panel, float* block);
-  void (*softmax_panel)(float* logits, int64_t keys, float* inverse_sum);
+  void (*softmax_panel)(float* logits, int64_t keys);
   void (*pack_rows)(const float* const* rows, int64_t first, int64_t count, float factor,
                     float* out);
   void (*finish_block)(float* block, const Epilogue& epilogue);

@@ -53,13 +53,13 @@ __attribute__((noinline)) void product(int64_t depth, const float* __restrict st
   }
 }
 
-// exp(x) for x <= 0, relative error below 2e-7; 0 below the smallest normal result and for -inf;
-// NaN stays.
-static inline Vector exponential(Vector x) {
+// 2^64 exp(x) for x <= 0, relative error below 2e-7; 0 where exp(x) would round to 0 in float32,
+// and for -inf; NaN stays. The factor keeps what would be subnormal normal.
+static inline Vector scaled_exponential(Vector x) {
   constexpr float kLog2e = 1.44269504088896341f;
   constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723212e-6f;
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  constexpr float kRound = 12582912.0f;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, here with 64 added.
+  constexpr float kRound = 12582912.0f + 64.0f;
   const Vector shifted = x * kLog2e + kRound;
   const Vector n = shifted - kRound;
   const Vector f = (x - n * kLn2High) - n * kLn2Low;
@@ -71,13 +71,14 @@ static inline Vector exponential(Vector x) {
   p = p * f + 1.0f;
   const IntVector exponent = reinterpret_cast<IntVector>(shifted) << 23;
   const Vector result = reinterpret_cast<Vector>(reinterpret_cast<IntVector>(p) + exponent);
-  const Vector finite = x >= -87.0f ? result : Vector{};
+  const Vector finite = x >= -104.0f ? result : Vector{};
   return x == x ? finite : x;
 }
 
-// Softmax down the keys of one panel of logits [keys, kLanes], unnormalised and in place.
-// inverse_sum [kLanes] receives 1 / sum: an all -inf column and a NaN give NaN, as torch.
-void softmax_panel(float* logits, int64_t keys, float* inverse_sum) {
+// Softmax down the keys of one panel of logits [keys, kLanes], in place. An all -inf column and a
+// NaN give NaN, as torch. Weights are whole before they meet the values: a sum of theirs overflows
+// only where the result does.
+void softmax_panel(float* logits, int64_t keys) {
   Vector* rows = reinterpret_cast<Vector*>(logits);
   Vector maximum[kVectors], sum[kVectors];
   for (int v = 0; v < kVectors; ++v) {
@@ -92,12 +93,15 @@ void softmax_panel(float* logits, int64_t keys, float* inverse_sum) {
   }
   for (int64_t j = 0; j < keys; ++j) {
     for (int v = 0; v < kVectors; ++v) {
-      const Vector e = exponential(rows[j * kVectors + v] - maximum[v]);
+      const Vector e = scaled_exponential(rows[j * kVectors + v] - maximum[v]);
       rows[j * kVectors + v] = e;
       sum[v] += e;
     }
   }
-  for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector*>(inverse_sum)[v] = 1.0f / sum[v];
+  for (int v = 0; v < kVectors; ++v) sum[v] = 1.0f / sum[v];
+  for (int64_t j = 0; j < keys; ++j) {
+    for (int v = 0; v < kVectors; ++v) rows[j * kVectors + v] *= sum[v];
+  }
 }
 
 // Stores a finished block whose tokens are adjacent in memory, a row at a time.
@@ -241,14 +245,12 @@ static inline void store_whole_tokens(const float* block, const Epilogue& to, fl
 }
 #endif
 
-// Scales, biases and stores a block (see Epilogue).
+// Biases and stores a block (see Epilogue).
 void finish_block(float* block, const Epilogue& to) {
   Vector* rows = reinterpret_cast<Vector*>(block);
-  for (int v = 0; v < kVectors; ++v) {
-    const Vector factor =
-        to.lane_factor ? reinterpret_cast<const Vector*>(to.lane_factor)[v] : Vector{} + 1.0f;
+  if (to.bias) {
     for (int r = 0; r < to.rows; ++r) {
-      rows[r * kVectors + v] = rows[r * kVectors + v] * factor + (to.bias ? to.bias[r] : 0.0f);
+      for (int v = 0; v < kVectors; ++v) rows[r * kVectors + v] += to.bias[r];
     }
   }
   const float floor = to.relu ? 0.0f : -__builtin_inff();

@@ -43,6 +43,20 @@ def test_instruction_set(instruction_set):
     assert_all_right(run_python([SAMPLES], TDNET_CPU_ISA=instruction_set), instruction_set)
 
 
+SEMANTICS = SAMPLES.with_name("test_semantics.py")
+WEIGHTS = ["test_small_weights_count", "test_a_mean_of_large_values_is_finite"]
+
+
+@pytest.mark.parametrize("instruction_set", SUPPORTED[:-1])
+def test_weights_of_instruction_set(instruction_set):
+    """The widest runs in test_semantics."""
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
+    arguments += [f"{SEMANTICS}::{test}" for test in WEIGHTS]
+    result = run_python(arguments, TDNET_CPU_ISA=instruction_set)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert " passed" in result.stdout
+
+
 @pytest.fixture(scope="module")
 def sanitized(request, tmp_path_factory):
     """The environment in which Python loads a copy of the package with a sanitized library."""

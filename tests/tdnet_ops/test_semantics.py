@@ -61,6 +61,36 @@ def test_opposite_extremes(route, function):
     )
 
 
+@pytest.mark.parametrize(("route", "function"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keys", [2, 100, 1225])
+def test_a_mean_of_large_values_is_finite(route, function, dtype, keys):
+    """Their sum is beyond float32: weights must be whole before they meet the values."""
+    if function is attend:
+        keys = min(keys, 100)  # as many key channels
+    affinity, v = torch.zeros(3, keys, dtype=dtype), torch.full((keys, 5), 3e38, dtype=dtype)
+    v[:, 1] *= -1
+    v[:, 2] *= 0.01
+    out = function(route, affinity, v)
+    torch.testing.assert_close(out, v[:3] if keys > 2 else v[[0, 0, 0]], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("route", "function"), CASES)
+@pytest.mark.parametrize("keys", [2, 100])
+@pytest.mark.parametrize("logit", [-80.0, -87.0, -88.0, -95.0, -102.0])
+def test_small_weights_count(route, function, keys, logit):
+    """As small as float32 can be, subnormal included: at -88, 1e38 gives 0.605."""
+    affinity, v = torch.full((2, keys), -1e4), torch.zeros(keys, 3)
+    affinity[:, 0], affinity[:, -1] = 0.0, logit
+    v[-1] = torch.tensor([1e38, -1e38, INF])
+    out = function(route, affinity, v)
+    exact = affinity.double().softmax(-1) @ v.double()
+    assert exact[0, 2] == INF
+    # A subnormal number has few bits.
+    rounding = 1e38 * 2.0**-149
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=rounding)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("keys", [1, 3, 50])
 def test_minus_infinity_weighs_nothing(route, keys):
