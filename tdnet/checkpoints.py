@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tdnet.architectures import model_names
 from tdnet.models.pspnet import PSPNet
-from tdnet.models.registry import build_model, model_names
+from tdnet.models.registry import build_model
 from tdnet.models.tdnet import TDNet
 
 _FORMAT = "tdnet-1"

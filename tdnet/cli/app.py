@@ -1,12 +1,13 @@
 """The typer application and its one command."""
 
+import importlib.metadata
 import sys
 from typing import Annotated
 
 import typer
 
-from tdnet.cli.segment import DEMO_OUTPUT, SegmentOptions, segment_to_file
-from tdnet.models.registry import model_names
+from tdnet.architectures import model_names
+from tdnet.cli.options import DEMO_OUTPUT, SegmentOptions
 
 DEFAULT_MODEL = "td4-psp18"
 
@@ -19,8 +20,24 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        version = importlib.metadata.version("tdnet")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed, a source tree)"
+    typer.echo(f"tdnet {version}")
+    raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
     """Fast semantic segmentation of street video."""
 
 
@@ -122,6 +139,9 @@ def segment(
         alpha=alpha,
         frame_rate=frame_rate,
     )
+    # Here, since it imports torch.
+    from tdnet.cli.segment import segment_to_file
+
     raise typer.Exit(segment_to_file(options))
 
 

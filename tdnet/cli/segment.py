@@ -1,26 +1,18 @@
 """What `tdnet segment` does once its options are parsed."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from tdnet.checkpoints import load_checkpoint
+from tdnet.cli.options import SegmentOptions
+from tdnet.cli.terminal import progress_bar, say
 from tdnet.data.synthetic import FRAME_RATE, street_clip
 from tdnet.models import build_model
 from tdnet.streaming import VideoSegmenter
@@ -37,44 +29,16 @@ from tdnet.video import (
 )
 from tdnet_ops.backends import describe
 
-DEMO_OUTPUT = "tdnet_demo.mp4"
 DEMO_FRAMES = 24
 DEMO_SIZE = (256, 512)
 
 FAILED = 1
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+INTERRUPTED = 128  # plus the number of the signal, as shells report it
 
 RANDOM_WEIGHTS_NOTICE = (
     "The weights are random (no --checkpoint was given): the colours mean nothing, "
     "only the speed and the file are real."
 )
-
-
-@dataclass(frozen=True)
-class SegmentOptions:
-    """The options of `tdnet segment`, checked as far as the command line alone allows.
-
-    Attributes:
-        video: path or camera index; None for the demonstration clip.
-        output: video name, or folder.
-        model: model name; None if the checkpoint tells it.
-        checkpoint: file of weights; None for random ones.
-        num_classes: of a model with random weights.
-        size: "HxW" of the network's input; None for the size of the frames.
-        device: torch device; None for CUDA where there is any.
-        alpha: weight of the colours in the overlay, 0 to 1.
-        frame_rate: frames a second of an image folder.
-    """
-
-    video: str | None
-    output: str
-    model: str | None
-    checkpoint: str | None
-    num_classes: int
-    size: str | None
-    device: str | None
-    alpha: float
-    frame_rate: float
 
 
 def segment_to_file(options: SegmentOptions) -> int:
@@ -107,37 +71,45 @@ def run(
         make_segmenter: called once, after Ctrl-C is in hand.
         device: the torch device, for the report.
     """
-    console = Console(stderr=True)
     latencies: list[float] = []
     failure: Exception | None = None
     with InterruptFlag() as flag:
         try:
-            with writer, _progress(console) as progress:
-                segmenter = make_segmenter()
-                task = progress.add_task(Path(source.label).name, total=source.frame_count)
+            with writer, progress_bar(Path(source.label).name, source.frame_count) as progress:
                 segment_frames(
                     source,
-                    segmenter,
+                    make_segmenter(),
                     writer,
                     latencies,
-                    lambda: flag.interrupted,
-                    lambda: progress.advance(task),
+                    lambda: flag.signal is not None,
+                    progress.advance,
                 )
                 # The number of frames in a container is often an estimate.
-                if not flag.interrupted:
-                    progress.update(task, total=writer.frames_written)
+                if flag.signal is None:
+                    progress.finish(writer.frames_written)
         except Exception as error:
             failure = error
+        return _report(writer, latencies, device, failure, flag.signal)
+
+
+def _report(
+    writer: FrameWriter,
+    latencies: list[float],
+    device: str,
+    failure: Exception | None,
+    end_request: signal.Signals | None,
+) -> int:
+    """Say what was made and what went wrong, and return the exit code."""
     kept = writer.frames_written
     if kept:
-        print(f"{kept} frames in {writer.path}")
-        print(latency_report(latencies))
-        print(f"backend: {describe(device)}")
+        say(f"{kept} frames in {writer.path}")
+        say(latency_report(latencies))
+        say(f"backend: {describe(device)}")
     if failure is not None:
         return _fail(failure, f"the {kept} finished frames are in {writer.path}" if kept else None)
-    if flag.interrupted:
-        print(f"tdnet: interrupted after {kept} frames", file=sys.stderr)
-        return INTERRUPTED
+    if end_request is not None:
+        say(f"tdnet: interrupted ({end_request.name}) after {kept} frames", sys.stderr)
+        return INTERRUPTED + end_request
     return 0
 
 
@@ -192,29 +164,19 @@ def _segmenter(
     if options.checkpoint is not None:
         model = load_checkpoint(options.checkpoint, options.model, device=device)
     else:
-        print(RANDOM_WEIGHTS_NOTICE, file=sys.stderr)
+        say(RANDOM_WEIGHTS_NOTICE, sys.stderr)
         assert options.model is not None
         torch.manual_seed(0)
         model = build_model(options.model, options.num_classes).to(device)
     return VideoSegmenter(model.eval(), size)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
 def _fail(error: Exception, kept: str | None = None) -> int:
     """Say in one line what went wrong, and what is kept nevertheless."""
-    message = next(iter(str(error).strip().splitlines()), "")
+    message = str(error).strip()
+    if not isinstance(error, VideoError):  # whose messages are one line, names of any kind in it
+        message = next(iter(message.splitlines()), "")
     if not isinstance(error, (VideoError, ValueError, RuntimeError, OSError)) or not message:
         message = f"{type(error).__name__}: {message}"
-    print(f"tdnet: error: {message}" + (f"; {kept}" if kept else ""), file=sys.stderr)
+    say(f"tdnet: error: {message}" + (f"; {kept}" if kept else ""), sys.stderr)
     return FAILED

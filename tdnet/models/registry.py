@@ -1,31 +1,16 @@
-"""All models by name."""
+"""Models built by name."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
+from tdnet.architectures import PSPNET_DEPTHS, TDNETS, model_names
 from tdnet.models.config import ModelConfig
 from tdnet.models.encoding import PoolingMode
 from tdnet.models.layers import Size
 from tdnet.models.pspnet import PSPNet
 from tdnet.models.tdnet import TDNet
-
-
-@dataclass(frozen=True)
-class _TDNetShape:
-    depth: int
-    num_paths: int
-    head_channels: int
-
-
-_TDNETS = {"td4-psp18": _TDNetShape(18, 4, 128), "td2-psp50": _TDNetShape(50, 2, 256)}
-_PSPNET_DEPTHS = {"pspnet-18": 18, "pspnet-50": 50, "pspnet-101": 101}
-
-
-def model_names() -> list[str]:
-    """The names that ``build_model`` knows."""
-    return [*_TDNETS, *_PSPNET_DEPTHS]
 
 
 def build_model(
@@ -62,14 +47,14 @@ def build_model(
     given = {option: value for option, value in options.items() if value is not None}
     config = ModelConfig(name, num_classes)
     model: TDNet | PSPNet
-    if name in _TDNETS:
-        shape = _TDNETS[name]
+    if name in TDNETS:
+        shape = TDNETS[name]
         config = replace(config, **given)  # type: ignore[arg-type]
         model = TDNet(config, shape.depth, shape.num_paths, shape.head_channels)
-    elif name in _PSPNET_DEPTHS:
+    elif name in PSPNET_DEPTHS:
         if given:
             raise ValueError(f"{name} is a single-frame model and has no {', '.join(given)}")
-        model = PSPNet(config, _PSPNET_DEPTHS[name])
+        model = PSPNet(config, PSPNET_DEPTHS[name])
     else:
         raise ValueError(f"name is {name!r}, expected one of {', '.join(model_names())}")
     # The type hints of "to" miss this argument in some versions of torch.

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 _TRANSPORT_PACKET = 188
+_TRANSPORT_SYNC = b"\x47"
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 _TOP_LEVEL_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"sidx"}
+_UNKNOWN_RIFF_SIZES = (0, 0xFFFFFFFF)  # of a recording that could not go back to its start
 
 
 def declared_size(path: Path) -> int | None:
     """Bytes that the container says the file has, None where it does not say.
 
     Understands MP4 / QuickTime, Matroska / WebM, AVI and MPEG transport streams (a whole number
-    of packets). More than the real size means that the file was cut off.
+    of packets). More than the real size means that the file was cut off; less, that something
+    follows the video.
     """
     actual = path.stat().st_size
     with path.open("rb") as file:
@@ -25,9 +28,9 @@ def declared_size(path: Path) -> int | None:
         if head[:4] == _EBML_HEADER:
             return _matroska_end(file)
         if head[:4] == b"RIFF":
-            return 8 + int.from_bytes(head[4:8], "little")
-        if head[:1] == b"\x47" and _is_transport_stream(file):
-            return -(-actual // _TRANSPORT_PACKET) * _TRANSPORT_PACKET
+            return _riff_end(int.from_bytes(head[4:8], "little"), actual)
+        if head[:1] == _TRANSPORT_SYNC and _is_transport_stream(file):
+            return _transport_stream_end(file, actual)
     return None
 
 
@@ -47,7 +50,10 @@ def _boxes_end(file: BinaryIO, actual: int) -> int:
 
 
 def _boxes(file: BinaryIO, actual: int) -> Iterator[tuple[bytes, int]]:
-    """Kind and declared end of the top-level boxes of an MP4 file (ISO/IEC 14496-12, 4.2)."""
+    """Kind and declared end of the top-level boxes of an MP4 file (ISO/IEC 14496-12, 4.2).
+
+    A last one that is of no known kind and not whole is none: other bytes follow the video.
+    """
     end = 0
     while end < actual:
         file.seek(end)
@@ -57,7 +63,16 @@ def _boxes(file: BinaryIO, actual: int) -> Iterator[tuple[bytes, int]]:
             size = int.from_bytes(header[8:16], "big")
         # Size 0 means that the box runs to the end of the file.
         end = actual if size == 0 else end + max(size, 8)
+        if end > actual and header[4:8] not in _TOP_LEVEL_BOXES:
+            return
         yield header[4:8], end
+
+
+def _riff_end(size: int, actual: int) -> int | None:
+    if size in _UNKNOWN_RIFF_SIZES:
+        return None
+    # Some programs count the header, 8 bytes, too; so few are missing in an index, if at all.
+    return actual if size <= actual else 8 + size
 
 
 def _matroska_end(file: BinaryIO) -> int | None:
@@ -87,4 +102,10 @@ def _read_ebml_size(file: BinaryIO) -> int | None:
 
 def _is_transport_stream(file: BinaryIO) -> bool:
     file.seek(_TRANSPORT_PACKET)
-    return file.read(1) == b"\x47"
+    return file.read(1) == _TRANSPORT_SYNC
+
+
+def _transport_stream_end(file: BinaryIO, actual: int) -> int:
+    whole = actual - actual % _TRANSPORT_PACKET
+    file.seek(whole)
+    return whole + _TRANSPORT_PACKET if file.read(1) == _TRANSPORT_SYNC else whole

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tdnet.video.errors import VideoError
 from tdnet.video.frames import FrameSource
 from tdnet.video.writer import FrameWriter
 
@@ -39,12 +40,22 @@ def segment_frames(
         latencies: gets the seconds of `.step` for each frame, from image to labels.
         stop_requested: asked before each frame.
         on_frame: called after each written frame.
+
+    Raises:
+        VideoError: the size of the frames changes.
     """
     frames = iter(source)
+    size: tuple[int, ...] | None = None
     while not stop_requested():
         frame = next(frames, None)
         if frame is None:
             return
+        size = size or frame.image.shape[:2]
+        if frame.image.shape[:2] != size:
+            raise VideoError(
+                f"{source.label}: frame {frame.name}: the size changed from {size[0]}x{size[1]} to "
+                f"{frame.image.shape[0]}x{frame.image.shape[1]} (height x width)"
+            )
         begin = time.perf_counter()
         labels = segmenter.step(frame.image)
         latencies.append(time.perf_counter() - begin)
@@ -54,16 +65,27 @@ def segment_frames(
 
 
 class InterruptFlag:
-    """Within its `with` block Ctrl-C only sets a flag, so that no file is left half written."""
+    """Within its `with` block a request to end only sets a flag, so that no file is half written.
+
+    Such are Ctrl-C, SIGTERM (`kill`, a shutdown) and SIGHUP (the terminal was closed); one that
+    was ignored before stays so (`nohup`).
+
+    Attributes:
+        signal: the signal that came, None so far.
+    """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.signal: signal.Signals | None = None
 
     def _handle(self, signal_number: int, stack_frame: FrameType | None) -> None:
-        self.interrupted = True
+        self.signal = self.signal or signal.Signals(signal_number)
 
     def __enter__(self) -> "InterruptFlag":
-        self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         return self
 
     def __exit__(
@@ -72,4 +94,5 @@ class InterruptFlag:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -18,10 +18,11 @@ from tdnet.video import (
     VideoFile,
     open_source,
     open_writer,
+    overlay_writer,
     segment_frames,
-    writer,
 )
-from tdnet.video.reader import natural_key, upright
+from tdnet.video.images import natural_key
+from tdnet.video.reader import upright
 
 NTSC = Fraction(30000, 1001)
 HEIGHT, WIDTH = 32, 48
@@ -316,7 +317,7 @@ def test_a_change_of_size_is_an_error_and_keeps_the_frames(tmp_path):
     folder.mkdir()
     Image.fromarray(picture(0)).save(folder / "0.png")
     Image.fromarray(picture(1, 40, 40)).save(folder / "1.png")
-    with pytest.raises(ValueError, match="size changed from 32x48 to 40x40"):
+    with pytest.raises(VideoError, match=r"1: the size changed from 32x48 to 40x40"):
         convert(folder, tmp_path / "out.mp4")
     assert len(read_video(tmp_path / "out.mp4")[0]) == 1
 
@@ -392,12 +393,12 @@ def test_an_unknown_suffix_is_refused(tmp_path):
 
 
 def test_an_encoder_without_444_leaves_odd_sizes_to_mpeg4(monkeypatch):
-    monkeypatch.setattr(writer, "available_encoders", lambda: ["libopenh264", "mpeg4"])
-    assert writer.choose_encoder(32, 48) == ("libopenh264", "yuv420p")
-    assert writer.choose_encoder(33, 48) == ("mpeg4", "yuv420p")
-    monkeypatch.setattr(writer, "available_encoders", lambda: ["libopenh264"])
+    monkeypatch.setattr(overlay_writer, "available_encoders", lambda: ["libopenh264", "mpeg4"])
+    assert overlay_writer.choose_encoder(32, 48) == ("libopenh264", "yuv420p")
+    assert overlay_writer.choose_encoder(33, 48) == ("mpeg4", "yuv420p")
+    monkeypatch.setattr(overlay_writer, "available_encoders", lambda: ["libopenh264"])
     with pytest.raises(VideoError, match="no installed encoder stores frames of 32x49"):
-        writer.choose_encoder(32, 49)
+        overlay_writer.choose_encoder(32, 49)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
@@ -444,7 +445,7 @@ def test_a_full_disk_is_an_error_and_keeps_the_frames_on_it(tmp_path, suffix):
 
 
 def test_without_h264_the_result_is_mpeg4(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "ENCODERS", ("mpeg4",))
+    monkeypatch.setattr(overlay_writer, "ENCODERS", ("mpeg4",))
     source = make_video(tmp_path / "in.mp4", size=(33, 49))
     convert(source, tmp_path / "out.mp4")
     images, times, stream = read_video(tmp_path / "out.mp4")
@@ -454,7 +455,7 @@ def test_without_h264_the_result_is_mpeg4(tmp_path, monkeypatch):
 
 
 def test_mpeg4_takes_ticks_too_fine_for_its_header(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "ENCODERS", ("mpeg4",))
+    monkeypatch.setattr(overlay_writer, "ENCODERS", ("mpeg4",))
     tick = Fraction(1, 90000)
     source = make_video(tmp_path / "in.mp4", 4, stamps=[0, 3003, 6006, 12012], tick=tick)
     convert(source, tmp_path / "out.mp4")
@@ -462,7 +463,7 @@ def test_mpeg4_takes_ticks_too_fine_for_its_header(tmp_path, monkeypatch):
 
 
 def test_a_missing_codec_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "ENCODERS", ("no_such_encoder",))
+    monkeypatch.setattr(overlay_writer, "ENCODERS", ("no_such_encoder",))
     source = make_video(tmp_path / "in.mp4", 2)
     with pytest.raises(VideoError, match="none of the video encoders no_such_encoder"):
         convert(source, tmp_path / "out.mp4")

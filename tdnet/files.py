@@ -1,0 +1,29 @@
+"""Names of files: temporary ones, and how to show one to a person."""
+
+import os
+import secrets
+from pathlib import Path
+
+# A name may have 255 bytes; this leaves room for what makes a temporary one unique.
+_MOST_BYTES_OF_THE_NAME = 200
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in the folder of path that no reader takes for a result."""
+    name = os.fsdecode(os.fsencode(path.name)[:_MOST_BYTES_OF_THE_NAME])
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.part")
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """One line of visible characters: others are escaped, and what exceeds the limit left out.
+
+    Names of files may hold newlines, commands to the terminal, and bytes that are no UTF-8.
+    """
+    cut = text if limit is None or len(text) <= limit else text[:limit] + "..."
+    return "".join(c if c.isprintable() else _escaped(c) for c in cut)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8, as Python keeps it in names
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
