@@ -24,13 +24,15 @@ from tdnet.video.frames import Frame
 _FALLBACK_RATE = Fraction(25)
 _HIGHEST_RATE = 1000  # above it is no rate but the ticks of a stream with a single picture
 _CAMERA_TIMEOUT_SECONDS = 10.0
-_BREAKS_OF_THE_TIME_LINE = 0x0200  # AVFMT_TS_DISCONT of FFmpeg
+_LONGEST_REORDERING = 4  # frames by which encoders put off the first one, for their B-frames
+_LATEST_START = Fraction(10)
 
 
 class VideoFile:
     """The main video stream of a file or pipe, upright, with the times of the file.
 
-    Times count from the start of the container (a transport stream may begin at any hour).
+    Times count from the start of the container: a transport stream may begin at any hour. Other
+    files begin at 0, and a late start of the video is kept.
     What cannot be decoded is left out; after the last good frame, iteration raises VideoError
     if anything was, if the end of the file is missing, or if there was no frame at all.
     """
@@ -64,8 +66,8 @@ class VideoFile:
         self._clock = Clock(
             self._stream.time_base or 1 / self.frame_rate,
             self.frame_rate,
-            Fraction(self._container.start_time or 0, av.time_base),
-            bool(self._container.format.flags & _BREAKS_OF_THE_TIME_LINE),
+            _time_zero(self._container, self.frame_rate),
+            _may_break(self._container),
         )
         self.time_base = self._clock.tick
         self.frame_count = _frame_count(self._container, self._stream, self.frame_rate)
@@ -78,15 +80,14 @@ class VideoFile:
             for index, picture in enumerate(decoder):
                 yield _frame(picture, self._clock, self._stream, index)
         # An end may be missing that held none of the frames, or never was.
-        all_read = not decoder.damaged_packets and 0 < expected_packets <= decoder.packets
+        all_read = not decoder.damaged_pictures and 0 < expected_packets <= decoder.packets
         if (truncation := self._truncation()) and not all_read:
             raise VideoError(f"{self.label}: {truncation}")
         if index < 0:
             raise VideoError(f"{self.label}: no frame of the video can be decoded")
-        if decoder.damaged_packets:
-            raise VideoError(
-                f"{self.label}: the file is damaged ({decoder.damaged_packets} unreadable packets)"
-            )
+        if decoder.damaged_pictures:
+            count = decoder.damaged_pictures
+            raise VideoError(f"{self.label}: the file is damaged ({count} unreadable pictures)")
 
     def _why(self, error: Exception) -> str:
         if self._is_pipe:
@@ -153,13 +154,18 @@ def _camera_address(index: int) -> tuple[str, str]:
 
 
 class _Decoder:
-    """Decodes all that can be decoded of a stream, counting what cannot."""
+    """Decodes all that can be decoded of a stream, counting what cannot.
+
+    A packet that is called corrupt is cut off, but in transport streams it may be whole, since
+    one that was appended to another looks like lost packets. What the decoder makes of it tells.
+    """
 
     def __init__(self, container: InputContainer, stream: VideoStream):
         self._container = container
         self._stream = stream
+        self._is_suspect = False
         self.packets = 0
-        self.damaged_packets = 0
+        self.damaged_pictures = 0
 
     def __iter__(self) -> Iterator[av.VideoFrame]:
         self._stream.thread_type = "AUTO"
@@ -170,20 +176,27 @@ class _Decoder:
             except StopIteration:
                 return
             except av.error.FFmpegError:
-                self.damaged_packets += 1
+                self.damaged_pictures += 1
                 yield from self._stream.decode(None)
                 return
             yield from self._decode(packet)
 
     def _decode(self, packet: "av.Packet[VideoStream]") -> list[av.VideoFrame]:
         self.packets += packet.size > 0
+        self._is_suspect = self._is_suspect or packet.is_corrupt
+        pictures = []
         try:
-            if not packet.is_corrupt:
-                return packet.decode()
+            if packet.is_corrupt and not _may_break(self._container):
+                self.damaged_pictures += 1
+            else:
+                pictures = packet.decode()
         except av.error.FFmpegError:
-            pass
-        self.damaged_packets += 1
-        return []
+            self.damaged_pictures += 1
+        if not self._is_suspect:
+            return pictures
+        whole = [picture for picture in pictures if not picture.is_corrupt]
+        self.damaged_pictures += len(pictures) - len(whole)
+        return whole
 
 
 def _frame(picture: av.VideoFrame, clock: Clock, stream: VideoStream, index: int) -> Frame:
@@ -257,6 +270,19 @@ def _main_video_stream(container: InputContainer) -> VideoStream:
     if getattr(stream, "codec_context", None) is None:
         raise ValueError("the installed PyAV has no decoder for this video")
     return stream
+
+
+def _may_break(container: InputContainer) -> bool:
+    """Whether the time line of the container's format may start and break anywhere."""
+    avfmt_ts_discont = 0x0200
+    return bool(container.format.flags & avfmt_ts_discont)
+
+
+def _time_zero(container: InputContainer, frame_rate: Fraction) -> Fraction:
+    """The time stamp that is time 0, in seconds."""
+    start = Fraction(container.start_time or 0, av.time_base)
+    is_late = _LONGEST_REORDERING / frame_rate < start <= _LATEST_START
+    return Fraction(0) if is_late and not _may_break(container) else start
 
 
 def _frame_rate(stream: VideoStream) -> Fraction:
