@@ -7,8 +7,8 @@ the published TDNet code, a ``.pkl`` file with the published names of the weight
 import json
 import os
 import re
-import secrets
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tdnet.architectures import model_names
+from tdnet.architectures import TDNETS, model_names
+from tdnet.files import printable, temporary_beside
 from tdnet.models.pspnet import PSPNet
 from tdnet.models.registry import build_model
 from tdnet.models.tdnet import TDNet
@@ -29,6 +30,11 @@ _PUBLISHED_SUFFIXES = (".pkl", ".pth", ".pt")
 # Weights of published files that no prediction depends on: auxiliary heads of the training and
 # the classifiers of the ResNets.
 _UNUSED_PUBLISHED = re.compile(r"auxlayer\d*\.|pretrained\d*\.fc\.")
+
+_LARGEST_NUMBER = 2**31 - 1  # of classes, of positions, of a stride
+_WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_COUNTER_DTYPES = (torch.int64, torch.int32)
+_COUNTER = ".num_batches_tracked"
 
 
 def save_checkpoint(model: TDNet | PSPNet, path: str | os.PathLike[str]) -> None:
@@ -50,10 +56,11 @@ def save_checkpoint(model: TDNet | PSPNet, path: str | os.PathLike[str]) -> None
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+        _plain_name(name): tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
     }
     metadata = {"format": _FORMAT, "config": json.dumps(asdict(model.config))}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         save_file(tensors, temporary, metadata)
         os.replace(temporary, path)
@@ -72,7 +79,8 @@ def load_checkpoint(
     Args:
         path: a native ``.safetensors`` file, or a published file (``.pkl``, ``.pth``, ``.pt``):
             a state dict, bare or wrapped as ``{"model_state": ...}``. The latter are read with
-            ``torch.load(weights_only=True)``: they cannot run code.
+            ``torch.load(weights_only=True)``: they cannot run code. Names of weights may have the
+            prefixes ``module.`` (of data parallel training) and ``_orig_mod.`` (of torch.compile).
         name: the model that is expected. None: the one that the file says, or that its weights'
             names tell.
         device: where the model goes.
@@ -80,7 +88,8 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is no checkpoint or is damaged, holds another model than ``name``,
-            or its weights do not fit (they are listed).
+            or its weights do not fit: missing, unknown, of another shape, no floating point
+            numbers, not finite (they are listed).
     """
     path = Path(path)
     if not path.is_file():
@@ -88,10 +97,7 @@ def load_checkpoint(
     if path.suffix == ".safetensors":
         model = _load_native(path, name)
     elif path.suffix in _PUBLISHED_SUFFIXES:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged pickles raise almost anything
-            raise _unreadable(path, error) from error
+        content = _load_pickle(path)
         try:
             model = from_published(content, name)
         except (TypeError, ValueError) as error:
@@ -111,14 +117,14 @@ def from_published(state: Mapping[str, Any], name: str | None = None) -> TDNet |
 
     Args:
         state: a published state dict, bare or as ``{"model_state": ...}``; names may start with
-            ``module.``.
+            ``module.`` or ``_orig_mod.``.
         name: "td4-psp18", "td2-psp50", "pspnet-18", "pspnet-50" or "pspnet-101". None: told from
             the names of the weights.
 
     Raises:
         TypeError: if this is no dict of tensors.
-        ValueError: if the name is unknown, or weights are missing, unknown or of another shape
-            than expected; they are listed.
+        ValueError: if the name is unknown, or weights are missing, unknown, of another shape or
+            type than expected, or not finite; they are listed.
     """
     weights = _unwrapped(state)
     name = _published_model(weights) if name is None else name
@@ -126,25 +132,13 @@ def from_published(state: Mapping[str, Any], name: str | None = None) -> TDNet |
     is_tdnet = name.startswith("td")
     classes = weights.get("head1.conv5.4.bias" if is_tdnet else "head.conv5.5.bias")
     num_classes = classes.shape[0] if classes is not None and classes.dim() == 1 else 19
+    options: dict[str, Any] = {}
     if is_tdnet:
-        norm_size = (norm.shape[0], norm.shape[1]) if norm is not None and norm.dim() == 2 else None
-        model = build_model(name, num_classes, pooling_mode="subsample", norm_size=norm_size)
-    else:
-        model = build_model(name, num_classes)
-    own_weights = model.state_dict()
-    names = {own: published_name(own, model) for own in own_weights}
-    expected = {
-        published: _published_shape(published, own_weights[own]) for own, published in names.items()
-    }
-    _check_weights(weights, expected, name)
-    converted = {
-        own: weights[published].reshape(own_weights[own].shape)
-        for own, published in names.items()
-        if published in weights
-    }
-    # Not strict, for the counters of BatchNorm, which old files lack.
-    model.load_state_dict(converted, strict=False)
-    return model.eval()
+        options["pooling_mode"] = "subsample"
+        if norm is not None and norm.dim() == 2:
+            options["norm_size"] = (norm.shape[0], norm.shape[1])
+
+    return _filled_model(lambda: build_model(name, num_classes, **options), weights, published_name)
 
 
 def published_name(own: str, model: TDNet | PSPNet) -> str:
@@ -201,28 +195,36 @@ def _renamed(own: str, names: tuple[tuple[str, str], ...]) -> str:
     return published + rest
 
 
-def _published_shape(published: str, own: Tensor) -> tuple[int, ...]:
-    # The published phi is a 1x1 convolution, ours a matrix.
-    is_phi = re.match(r"atn.*\.weight", published)
-    return (*own.shape, 1, 1) if is_phi else tuple(own.shape)
-
-
 def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("model_state"), Mapping):
         state = state["model_state"]
     if not isinstance(state, Mapping) or not state:
         raise TypeError("this is no published checkpoint: expected a dict of weights")
-    weights = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise TypeError(
-                f"this is no published checkpoint: {key!r} is a {type(value).__name__}, "
+                f"this is no published checkpoint: {_shown(key)} is a {type(value).__name__}, "
                 "expected names and tensors"
             )
-        key = key.removeprefix("module.")
-        if not _UNUSED_PUBLISHED.match(key):
-            weights[key] = value
-    return weights
+    weights = _with_plain_names(state)
+    return {key: value for key, value in weights.items() if not _UNUSED_PUBLISHED.match(key)}
+
+
+def _with_plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights by their names without what wrappers of a model put before or into them."""
+    plain: dict[str, Tensor] = {}
+    for key, tensor in weights.items():
+        name = _plain_name(key)
+        if name in plain:
+            raise ValueError(f"{_shown(name)} is there twice, with and without a wrapper's prefix")
+        plain[name] = tensor
+    return plain
+
+
+def _plain_name(key: str) -> str:
+    """The name of a weight without those of data parallel training and torch.compile."""
+    name = ".".join(part for part in key.split(".") if part != "_orig_mod")
+    return re.sub(r"^(module\.)+", "", name)
 
 
 def _published_model(weights: Mapping[str, Tensor]) -> str:
@@ -243,28 +245,107 @@ def _published_model(weights: Mapping[str, Tensor]) -> str:
     )
 
 
+def _filled_model(
+    build: Callable[[], TDNet | PSPNet],
+    weights: Mapping[str, Tensor],
+    file_name: Callable[[str, TDNet | PSPNet], str],
+) -> TDNet | PSPNet:
+    """A model with the weights of a file, in eval mode; nothing is allocated before they fit.
+
+    Args:
+        build: makes the model.
+        weights: by their names in the file.
+        file_name: the name in the file of a weight, given its name in the model.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = build()
+    except RuntimeError as error:
+        raise ValueError("its sizes are larger than tensors can be") from error
+    own_names = {file_name(own, skeleton): own for own in skeleton.state_dict()}
+    expected = {key: skeleton.state_dict()[own] for key, own in own_names.items()}
+    _check_weights(weights, expected, skeleton.config.name)
+    model = build()
+    # Not strict, for the counters of BatchNorm, which old files lack.
+    model.load_state_dict(
+        {own_names[key]: tensor.reshape(expected[key].shape) for key, tensor in weights.items()},
+        strict=False,
+    )
+    _check_values({key: model.state_dict()[own] for key, own in own_names.items()})
+    return model.eval()
+
+
 def _check_weights(
-    weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], name: str
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str
 ) -> None:
     """Raise a ValueError that lists all that is wrong with the weights of model ``name``."""
-    missing = [
-        key for key in expected if key not in weights and not key.endswith(".num_batches_tracked")
-    ]
+    missing = [key for key in expected if key not in weights and not key.endswith(_COUNTER)]
     unknown = [key for key in weights if key not in expected]
-    misshapen = [
-        f"{key} is {list(weights[key].shape)}, expected {list(shape)}"
-        for key, shape in expected.items()
-        if key in weights and tuple(weights[key].shape) != shape
+    unusable, misshapen = [], []
+    for key, own in expected.items():
+        if key not in weights:
+            continue
+        if kind := _unusable_kind(key, weights[key]):
+            unusable.append(f"{key} is {kind}")
+        elif not _fits(weights[key].shape, own.shape):
+            misshapen.append(f"{key} is {list(weights[key].shape)}, expected {list(own.shape)}")
+    _raise_for(
+        f"the weights do not fit {name}",
+        {
+            "missing": missing,
+            "unknown": unknown,
+            "of a type that no weight has": unusable,
+            "misshapen": misshapen,
+        },
+    )
+
+
+def _unusable_kind(key: str, tensor: Tensor) -> str | None:
+    """Why a tensor cannot be a weight, whatever its shape; None if it can."""
+    if tensor.dtype not in (_COUNTER_DTYPES if key.endswith(_COUNTER) else _WEIGHT_DTYPES):
+        return f"{tensor.dtype}, expected {'int64' if key.endswith(_COUNTER) else 'float32'}"
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        return "no plain tensor in memory"
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return "one number under many places"
+    return None
+
+
+def _fits(shape: torch.Size, own: torch.Size) -> bool:
+    # The published phi is a 1x1 convolution, ours a matrix.
+    return shape == own or (len(own) == 2 and shape == (*own, 1, 1))
+
+
+def _check_values(weights: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError if a model with these weights labels everything alike: by NaN."""
+    infinite = [key for key, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    negative = [
+        key
+        for key, tensor in weights.items()
+        if key.endswith(".running_var") and (tensor < 0).any()
     ]
-    problems = {"missing": missing, "unknown": unknown, "misshapen": misshapen}
+    _raise_for(
+        "the weights cannot be used",
+        {"with NaN or infinity (as float32)": infinite, "variances below 0": negative},
+    )
+
+
+def _raise_for(what: str, problems: Mapping[str, list[str]]) -> None:
     found = [f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in problems.items() if keys]
     if found:
-        raise ValueError(f"the weights do not fit {name}; {'; '.join(found)}")
+        raise ValueError(f"{what}; {'; '.join(found)}")
 
 
 def _listed(items: list[str], limit: int = 20) -> str:
     more = f", and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    return ", ".join(printable(item, 120) for item in items[:limit]) + more
+
+
+def _shown(value: object) -> str:
+    """A value of a file in a message: short, whatever it is."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return printable(repr(value), 60)
+    return f"a {type(value).__name__}"
 
 
 def _load_native(path: Path, name: str | None) -> TDNet | PSPNet:
@@ -275,39 +356,80 @@ def _load_native(path: Path, name: str | None) -> TDNet | PSPNet:
     except Exception as error:  # the library has its own, undocumented exceptions
         raise _unreadable(path, error) from error
     if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} says it is {metadata.get('format')!r}, expected {_FORMAT!r}")
-    config = _read_config(path, metadata.get("config", ""))
-    found = config.pop("name")
-    if name is not None and name != found:
-        raise ValueError(f"{path} holds {found}, expected {name}")
-    if found not in model_names() or not found.startswith("td"):
-        config = {"num_classes": config["num_classes"]}
-    model = build_model(found, **config)
+        raise ValueError(
+            f"{path} says it is {_shown(metadata.get('format'))}, expected {_FORMAT!r}"
+        )
     try:
-        shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        _check_weights(weights, shapes, found)
+        options = _read_config(metadata.get("config", ""))
+        found = options.pop("name")
+        if name is not None and name != found:
+            raise ValueError(f"it holds {found}, expected {name}")
+        return _filled_model(
+            lambda: build_model(found, **options), _with_plain_names(weights), lambda own, _: own
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    model.load_state_dict(weights)
-    return model.eval()
 
 
-def _read_config(path: Path, text: str) -> dict[str, Any]:
+def _read_config(text: str) -> dict[str, Any]:
+    """The arguments of ``build_model`` in the metadata of a native file."""
     try:
         config = json.loads(text)
-        return {
-            "name": str(config["name"]),
-            "num_classes": int(config["num_classes"]),
-            "pooling_mode": str(config["pooling_mode"]),
-            "pooling_stride": int(config["pooling_stride"]),
-            "norm_size": (int(config["norm_size"][0]), int(config["norm_size"][1])),
-        }
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise ValueError(f"{path} does not say which model it holds (its metadata)") from error
+        name, mode, size = config["name"], config["pooling_mode"], config["norm_size"]
+        numbers = {"num_classes": config["num_classes"], "pooling_stride": config["pooling_stride"]}
+        numbers |= {"norm_size[0]": size[0], "norm_size[1]": size[1]}
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError("its metadata does not say which model it holds") from error
+    if name not in model_names():
+        raise ValueError(f"it holds {_shown(name)}, expected one of {', '.join(model_names())}")
+    if mode not in ("max", "subsample"):
+        raise ValueError(f"its pooling_mode is {_shown(mode)}, expected 'max' or 'subsample'")
+    for key, number in numbers.items():
+        if type(number) is not int or not 1 <= number <= _LARGEST_NUMBER:
+            raise ValueError(
+                f"its {key} is {_shown(number)}, expected an integer from 1 to {_LARGEST_NUMBER}"
+            )
+    options = {"name": name, "num_classes": numbers["num_classes"]}
+    if name in TDNETS:
+        options |= {"pooling_mode": mode, "pooling_stride": numbers["pooling_stride"]}
+        options["norm_size"] = (size[0], size[1])
+    return options
+
+
+class _IgnoredScalar:
+    """Stands for the NumPy scalars and their types of a published file: no weights, never made."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+# The published training stores its best score beside the weights, with the names of NumPy 1 or 2.
+_IGNORED_NAMES = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+
+
+def _load_pickle(path: Path) -> Any:
+    ignored: list[Any] = [(_IgnoredScalar, name) for name in _IGNORED_NAMES]
+    try:
+        with torch.serialization.safe_globals(ignored), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise almost anything
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    detail = (str(error).splitlines() or [""])[0]
+    if match := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+        return ValueError(
+            f"cannot read {path}: it holds a {printable(match[1], 60)}, expected nothing but "
+            "tensors, numbers and text, as in torch.save(model.state_dict(), ...); what else a "
+            "file holds could run code and is not loaded"
+        )
+    detail = printable((str(error).splitlines() or [""])[0], 200)
+    if "weights_only" in str(error):  # torch advises to load what it refuses; we do not
+        detail = "no file of weights written by torch.save"
     return ValueError(
         f"cannot read {path}, it is damaged or no checkpoint: {type(error).__name__}: {detail}"
     )

@@ -34,11 +34,13 @@ def build_model(
             97 x 193, the features of a 769 x 1537 image). Other sizes interpolate it.
 
     Raises:
-        ValueError: for an unknown name, a number of classes below 1, or an option that the model
-            does not have.
+        ValueError: for an unknown name, a number of classes, a stride or a size below 1, or an
+            option that the model does not have.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+    if norm_size is not None and (len(norm_size) != 2 or min(norm_size) < 1):
+        raise ValueError(f"norm_size is {norm_size}, expected (height, width), both at least 1")
     options = {
         "pooling_mode": pooling_mode,
         "pooling_stride": pooling_stride,
