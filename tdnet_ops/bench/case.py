@@ -30,6 +30,8 @@ TOLERANCES = {
 }
 
 Result = Tensor | tuple[Tensor, ...]
+# q [B, heads, N, d_k], k [B, heads, M, d_k], v [B, heads, M, d_v] -> [B, heads, N, d_v]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Setting:
         dtype: of all tensors.
         threads: of our operators and of every peer.
         device: of all tensors.
+        cache_bytes: that the sets of tensors which calls rotate among outgrow; 0: one set.
     """
 
     layout: str
     dtype: torch.dtype
     threads: int
     device: torch.device = CPU
+    cache_bytes: int = 0
 
 
 class Inputs:

@@ -6,18 +6,21 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from rich.console import Console
 
-from tdnet_ops.bench import peers, plot, report
+from tdnet_ops.bench import peers, plot, quiet, report
 from tdnet_ops.bench.case import DTYPES, LAYOUTS, Case, Setting
 from tdnet_ops.bench.cases import CASES
+from tdnet_ops.bench.device import cache_bytes
 from tdnet_ops.bench.engines import Refusal
-from tdnet_ops.bench.suite import Row, run_case
+from tdnet_ops.bench.suite import Row, failed_case, run_case
 
 SECONDS = 15.0
 
@@ -78,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         "--peers",
         nargs="+",
         choices=peers.NAMES,
-        default=peers.NAMES,
         metavar="NAME",
-        help=f"{', '.join(peers.NAMES)}; default: all",
+        help=f"{', '.join(peers.NAMES)}; default: all that the device has, without "
+        f"{' and '.join(peers.COMPILED)} where --seconds is 0",
     )
     parser.add_argument(
         "--threads",
@@ -108,7 +111,19 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         metavar="S",
         default=SECONDS,
-        help="spent on timing each case, all peers together; default: %(default)s",
+        help="spent on timing each case, all peers together, 0: one round; default: %(default)s",
+    )
+    parser.add_argument(
+        "--budget",
+        type=_seconds,
+        metavar="S",
+        default=math.inf,
+        help="of the whole run: cases share what is left of it, none starts after it",
+    )
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="one set of tensors, which a GPU's cache may hold; default: as many as outgrow it",
     )
     parser.add_argument("--csv", type=_output, metavar="F", help="a line a peer and case")
     parser.add_argument("--plot", type=_output, metavar="F.png", help="the roofline, as PNG")
@@ -139,48 +154,95 @@ def _print_notes(console: Console, rows: Sequence[Row], said: set[str]) -> None:
         line = f"{row.peer}: {row.note}"
         if row.status == "wrong":
             line = f"{row.peer} is wrong at {row.operator} {row.case}, not timed: {row.note}"
+        if row.status == "failed":
+            line = f"{row.operator} {row.case} failed: {row.note}"
         if row.note and line not in said:
             console.print(line, soft_wrap=True, markup=False)
             said.add(line)
 
 
-def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequence[str]) -> int:
+def _setting(options: argparse.Namespace) -> Setting:
+    on_cpu = options.device.type == "cpu"
+    cache = 0 if on_cpu or options.warm else cache_bytes(options.device)
     dtype = DTYPES[options.dtype]
-    setting = Setting(options.layout, dtype, options.threads, options.device)
+    return Setting(options.layout, dtype, options.threads, options.device, cache)
+
+
+def _measured_cases(
+    options: argparse.Namespace, cases: Sequence[Case], setting: Setting, names: Sequence[str]
+) -> Iterator[list[Row]]:
+    """The rows of one case after the other, until the budget is spent."""
+    end = time.monotonic() + options.budget
+    for number, case in enumerate(cases):
+        left = end - time.monotonic()
+        if left < 0:
+            missing = ", ".join(map(str, cases[number:]))
+            print(f"the budget is spent, not measured: {missing}", file=sys.stderr)
+            return
+        seconds = min(options.seconds, left / (len(cases) - number))
+        with Console(stderr=True).status(str(case)):
+            try:
+                rows = run_case(case, setting, names, seconds)
+            except Exception as error:  # What a case dies of must not take the others along.
+                rows = [failed_case(case, setting, error)]
+        yield rows
+
+
+def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequence[str]) -> int:
+    setting = _setting(options)
     torch.set_num_threads(options.threads)
     stamped = report.stamp(setting, arguments)
     console = report.console()
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
     for key, value in stamped.items():
-        console.print(f"{key}: {value}", soft_wrap=True, markup=False)
+        say(f"{key}: {value}")
+    names = options.peers or peers.usual(options.device, options.seconds)
+    if not (options.peers or options.seconds):
+        say(f"left out, for they compile: {', '.join(peers.slow(options.device))}; see --peers")
+    watch = quiet.Watch(options.threads)
+    for sign in watch.load():
+        say(f"not quiet, before the first case: {sign}")
     rows: list[Row] = []
     said: set[str] = set()
+    interrupted = False
     try:
-        for case in cases:
-            with Console(stderr=True).status(str(case)):
-                measured = run_case(case, setting, options.peers, options.seconds)
-            rows += measured
-            _print_notes(console, measured, said)
-            console.print(report.table_of_case(measured))
+        for measured in _measured_cases(options, cases, setting, names):
+            signs = watch.signs(measured)
+            rows += [replace(row, disturbed="; ".join(signs)) for row in measured]
             if options.csv:
                 report.write_csv(options.csv, rows, stamped)
+            _print_notes(console, measured, said)
+            console.print(report.table_of_case(measured))
+            for sign in signs:
+                say(f"not quiet: {sign}")
     except KeyboardInterrupt:
         print("interrupted: the finished cases are kept", file=sys.stderr)
-        return INTERRUPTED
-    if len(cases) > 1:
+        interrupted = True
+    if len(cases) > 1 and rows:
         console.print(report.table_of_ratios(rows))
-    for name in set(options.peers) - {row.peer for row in rows}:
-        console.print(f"{name}: none of these operators has such a form")
-    ours_failed = any(row.role == "ours" and row.status != "timed" for row in rows)
-    if options.plot and not ours_failed:
+    disturbed = {(row.operator, row.case) for row in rows if row.disturbed}
+    if disturbed:
+        say(
+            f"not quiet in {len(disturbed)} of {len(cases)} cases: measure again on an idle machine"
+        )
+    for name in set(options.peers or ()) - {row.peer for row in rows}:
+        say(f"{name}: none of these operators has such a form")
+    ours = [row for row in rows if row.role == "ours"]
+    if options.plot and any(row.status == "timed" for row in ours):
         plot.write_roofline(options.plot, rows, stamped)
-    return FAILED if ours_failed else FINISHED
+    if interrupted:
+        return INTERRUPTED
+    return FAILED if any(row.status != "timed" for row in ours) else FINISHED
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs `python -m tdnet_ops.bench`.
 
     Returns:
-        The exit code: 0, 1 if an operator of ours is wrong, 130 after Ctrl-C.
+        The exit code: 0, 1 if an operator of ours is wrong or a case failed, 130 after Ctrl-C.
 
     Raises:
         SystemExit: 2, after one line, for arguments that make no sense.

@@ -23,6 +23,19 @@ class Refusal(Exception):
     """Why a peer cannot run a case here."""
 
 
+# How to get a package that runs beside others; never a guess, an index has names of strangers too.
+_ADVICE = {
+    "onnx": "pip install onnx",
+    "onnxruntime": "pip install onnxruntime",
+    "openvino": "pip install openvino",
+    "matplotlib": "pip install matplotlib",
+    "flash_attn": "pip install flash-attn",
+    "flash_attn_interface": "FlashAttention 3, the folder hopper of its sources",
+    "flashinfer": "pip install flashinfer-python",
+    "xformers": "pip install xformers",
+}
+
+
 def load(module: str) -> ModuleType:
     """Imports an optional package.
 
@@ -32,8 +45,10 @@ def load(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise Refusal(f"{error.name} is not installed (pip install {error.name})") from error
-    except ImportError as error:
+        missing = str(error.name)
+        advice = f" ({_ADVICE[missing]})" if missing in _ADVICE else f" ({module} needs it)"
+        raise Refusal(f"{missing} is not installed{advice}") from error
+    except Exception as error:  # Some check their GPU or their torch while they load.
         raise Refusal(f"{module} does not load ({error})") from error
 
 

@@ -17,11 +17,27 @@ SETTLE_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
+class Burst:
+    """A peer's turn.
+
+    Attributes:
+        seconds: runs the turn, and returns the seconds that one of its calls took.
+        calls: timed in a turn.
+        timing: "clock", or "events" and "graph" on a device (see `device.py`).
+    """
+
+    seconds: Callable[[], float]
+    calls: int
+    timing: str = "clock"
+
+
+@dataclass(frozen=True)
 class Times:
     """Seconds a call, one number a round; numbers at the same place share their round."""
 
     rounds: tuple[float, ...]
     calls_a_round: int
+    timing: str = "clock"
 
     def quantile(self, fraction: float) -> float:
         """Seconds, interpolated between rounds."""
@@ -41,36 +57,34 @@ def ratio_of_rounds(peer: Times, ours: Times) -> float:
     return statistics.median(p / o for p, o in zip(peer.rounds, ours.rounds, strict=True))
 
 
-def interleave(
-    calls: Mapping[str, Call], seconds: float, synchronize: Callable[[], object] | None = None
-) -> dict[str, Times]:
-    """Times every call once a round, until `seconds` are spent and `MINIMUM_ROUNDS` are done.
+def interleave(bursts: Mapping[str, Burst], seconds: float) -> dict[str, Times]:
+    """Times everybody once a round, until `seconds` are spent and `MINIMUM_ROUNDS` are done.
 
-    A short call is repeated within its turn, after one that is not timed and brings its data and
-    threads back. The order rotates by one a round and turns round every other round, so that
-    nobody always follows the same neighbour.
+    The order rotates by one a round and turns round every other round, so that nobody always
+    follows the same neighbour.
 
     Args:
-        calls: warmed up already (compiled, allocated).
-        seconds: to spend on all calls together.
-        synchronize: waits for what the calls have started, where they do not themselves.
+        bursts: of calls that are warmed up already (compiled, allocated).
+        seconds: to spend on all of them together; 0 is one round.
     """
-    wait = synchronize or (lambda: None)
-    bursts = {name: _calls_a_burst(call, wait) for name, call in calls.items()}
-    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    rounds: dict[str, list[float]] = {name: [] for name in bursts}
+    least = MINIMUM_ROUNDS if seconds else 1
     collecting = gc.isenabled()
     gc.disable()
     try:
         end = time.perf_counter() + seconds
         done = 0
-        while done < MINIMUM_ROUNDS or time.perf_counter() < end:
-            for name in _order(list(calls), done):
-                rounds[name].append(_turn(calls[name], bursts[name], wait))
+        while done < least or time.perf_counter() < end:
+            for name in _order(list(bursts), done):
+                rounds[name].append(bursts[name].seconds())
             done += 1
     finally:
         if collecting:
             gc.enable()
-    return {name: Times(tuple(rounds[name]), bursts[name]) for name in calls}
+    return {
+        name: Times(tuple(rounds[name]), burst.calls, burst.timing)
+        for name, burst in bursts.items()
+    }
 
 
 def _order(names: Sequence[str], done: int) -> list[str]:
@@ -79,22 +93,30 @@ def _order(names: Sequence[str], done: int) -> list[str]:
     return order[::-1] if done % 2 else order
 
 
-def _calls_a_burst(call: Call, wait: Call) -> int:
+def calls_to_fill(seconds: float, one: float) -> int:
+    """How many calls of `one` second each take `seconds`, at least one."""
+    return max(1, round(seconds / max(one, 1e-9)))
+
+
+def clock_burst(call: Call) -> Burst:
+    """Calls that have finished when they return, by the clock.
+
+    A short call is repeated, after one that is not timed and brings its data and threads back.
+    """
     call()
-    return max(1, round(BURST_SECONDS / _seconds(call, 1, wait)))
+    repeat = calls_to_fill(BURST_SECONDS, _clock_seconds(call, 1))
+
+    def turn() -> float:
+        time.sleep(SETTLE_SECONDS)
+        if repeat > 1:
+            call()
+        return _clock_seconds(call, repeat)
+
+    return Burst(turn, repeat)
 
 
-def _turn(call: Call, repeat: int, wait: Call) -> float:
-    time.sleep(SETTLE_SECONDS)
-    if repeat > 1:
-        call()
-    return _seconds(call, repeat, wait)
-
-
-def _seconds(call: Call, repeat: int, wait: Call) -> float:
-    wait()
+def _clock_seconds(call: Call, repeat: int) -> float:
     start = time.perf_counter()
     for _ in range(repeat):
         call()
-    wait()
     return (time.perf_counter() - start) / repeat

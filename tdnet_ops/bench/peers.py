@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 
 import tdnet_ops
 from tdnet_ops import backends
-from tdnet_ops.bench import engines
+from tdnet_ops.bench import attention, engines
 from tdnet_ops.bench.case import Case, Problem, Result, Setting
 from tdnet_ops.bench.engines import Refusal
 
@@ -18,9 +19,27 @@ Call = Callable[[], Result]
 
 _ENGINES = {"openvino": engines.openvino, "onnxruntime": engines.onnxruntime}
 _FORMS = ("published", "sdpa", "sdpa-linear", "argmax")
+# Their first call compiles, for seconds to a minute.
+COMPILED = ("compile", "flex")
 
 # Peers first, then every backend of this package.
-NAMES = (*_FORMS, "compile", *_ENGINES, *backends.NAMES)
+NAMES = (*_FORMS, *attention.KERNELS, "compile", *_ENGINES, *backends.NAMES)
+
+
+def usual(device: torch.device, seconds: float) -> list[str]:
+    """The peers of a run whose user names none: those that the device has.
+
+    Engines are compared on CPUs, attention kernels on GPUs; what compiles is left out of a run that
+    asks for one round only.
+    """
+    elsewhere = attention.KERNELS if device.type == "cpu" else _ENGINES
+    left_out = () if seconds else COMPILED
+    return [name for name in NAMES if name not in elsewhere and name not in left_out]
+
+
+def slow(device: torch.device) -> list[str]:
+    """What `usual` leaves out of a single round."""
+    return [name for name in usual(device, 1.0) if name in COMPILED]
 
 
 def ours(case: Case, setting: Setting) -> str:
@@ -30,11 +49,16 @@ def ours(case: Case, setting: Setting) -> str:
 
 def exists(name: str, problem: Problem) -> bool:
     """Whether a peer has a form of this problem at all."""
+    if name in attention.KERNELS:
+        return "sdpa" in problem.forms
     return name not in _FORMS or name in problem.forms
 
 
-def build(name: str, case: Case, problem: Problem, setting: Setting) -> Call:
-    """Readies a peer's call.
+def build(name: str, case: Case, problems: Sequence[Problem], setting: Setting) -> list[Call]:
+    """Readies a peer's call on each set of tensors.
+
+    Args:
+        problems: of the case, one a set.
 
     Raises:
         Refusal: it cannot run here, with the reason.
@@ -43,57 +67,77 @@ def build(name: str, case: Case, problem: Problem, setting: Setting) -> Call:
         if name in _ENGINES:
             if setting.device.type != "cpu":
                 raise Refusal("compared on CPUs only")
-            return _ENGINES[name](problem.graph(), setting)
+            return [_ENGINES[name](problem.graph(), setting) for problem in problems]
         if name == "compile":
-            return _compiled(problem)
+            return _compiled(problems)
+        if name in attention.KERNELS:
+            torch._dynamo.reset()
+            attend = attention.KERNELS[name](setting.dtype)
+            return _forms("sdpa", problems, attend=attend)
         if name in backends.NAMES:
-            return _backend(name, case, problem, setting)
+            return _backend(name, case, problems, setting)
+        return _forms(name, problems)
     except Refusal:
         raise
     except Exception as error:  # Whatever a peer's library raises must not end the run.
-        raise Refusal(_first_line(error)) from error
-    form = problem.forms[name]
-    return functools.partial(form.function, *form.tensors)
+        raise Refusal(first_line(error)) from error
 
 
 def run_once(call: Call) -> Result:
     """The first call, which may still compile.
 
     Raises:
-        Refusal: it failed, with the reason.
+        Refusal: it failed, with the reason, and what it had warned of: scaled_dot_product_attention
+            tells so why a kernel does not take a shape.
     """
-    try:
-        return call()
-    except Exception as error:  # As above.
-        raise Refusal(_first_line(error)) from error
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            return call()
+        except Exception as error:  # As above.
+            reasons = dict.fromkeys(_warning_text(warning) for warning in warned)
+            raise Refusal("; ".join([first_line(error), *reasons])) from error
 
 
 def version(name: str) -> str:
     """The version of the package behind a peer."""
     if name in backends.NAMES:
         return tdnet_ops.__version__
-    if name not in _ENGINES:
+    distributions = {**dict.fromkeys(_ENGINES), **attention.DISTRIBUTIONS}
+    if name not in distributions:
         return str(torch.__version__)
     try:
-        return importlib.metadata.version(name)
+        return importlib.metadata.version(distributions[name] or name)
     except importlib.metadata.PackageNotFoundError:
         return ""
 
 
-def _compiled(problem: Problem) -> Call:
-    form = problem.forms["published"]
+def _forms(name: str, problems: Sequence[Problem], **options: object) -> list[Call]:
+    forms = [problem.forms[name] for problem in problems]
+    return [functools.partial(form.function, *form.tensors, **options) for form in forms]
+
+
+def _compiled(problems: Sequence[Problem]) -> list[Call]:
     torch._dynamo.reset()
-    return functools.partial(torch.compile(form.function, dynamic=False), *form.tensors)
+    forms = [problem.forms["published"] for problem in problems]
+    function = torch.compile(forms[0].function, dynamic=False)
+    return [functools.partial(function, *form.tensors) for form in forms]
 
 
-def _backend(name: str, case: Case, problem: Problem, setting: Setting) -> Call:
+def _backend(name: str, case: Case, problems: Sequence[Problem], setting: Setting) -> list[Call]:
     reason = backends.refusal(name, setting.device, setting.dtype)
     if reason is not None:
         raise Refusal(reason)
     operator = getattr(tdnet_ops, case.operator)
-    return functools.partial(operator, *problem.arguments, backend=name)
+    return [functools.partial(operator, *problem.arguments, backend=name) for problem in problems]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of its text."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+
+
+def _warning_text(warning: warnings.WarningMessage) -> str:
+    """Without the place in torch's sources that ends the first line."""
+    return str(warning.message).strip().splitlines()[0].partition(" (Triggered")[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tdnet_ops.bench import roofs
 from tdnet_ops.bench.engines import load
-from tdnet_ops.bench.report import whole_file
+from tdnet_ops.bench.report import digits, whole_file
 from tdnet_ops.bench.suite import Row
 
 _MARKERS = "osD^vPX*<>"
@@ -48,7 +48,7 @@ def write_roofline(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) 
     _draw_roofs(axes, rows, [_intensity(row) for row in points])
     handles = _draw_points(axes, points)
     labels = [
-        f"{number}  {row.operator} {row.case}: {row.gflops:.3g}"
+        f"{number}  {row.operator} {row.case}: {digits(row.gflops)}"
         for number, row in enumerate(points, 1)
     ]
     key.axis("off")
@@ -58,10 +58,9 @@ def write_roofline(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) 
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="operations a compulsory byte (FLOP/B)",
+        xlabel="arithmetic intensity (FLOP/byte)",
         ylabel="GFLOP/s",
-        title=f"{stamped['cpu']}, {stamped['instruction_set']}, {stamped['threads']} threads, "
-        f"{stamped['dtype']}, {stamped['layout']}",
+        title=f"{_machine(stamped)}, {stamped['dtype']}, {stamped['layout']}",
     )
     axes.grid(which="both", alpha=0.2)
     figure.draw_without_rendering()  # Settles where points lie, in pixels.
@@ -71,6 +70,12 @@ def write_roofline(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) 
     pyplot.close(figure)
 
 
+def _machine(stamped: Mapping[str, str]) -> str:
+    if stamped["device"] != "cpu":
+        return stamped["device"]
+    return f"{stamped['cpu']}, {stamped['instruction_set']}, {stamped['threads']} threads"
+
+
 def _intensity(row: Row) -> float:
     assert row.operations is not None
     assert row.moved_bytes is not None
@@ -78,22 +83,35 @@ def _intensity(row: Row) -> float:
 
 
 def _draw_roofs(axes: Any, rows: Sequence[Row], intensities: Sequence[float]) -> None:
-    """The memory slope and the torch.mm plateau, over the range of the points."""
-    mm = statistics.median(r.gflops for r in rows if r.peer == roofs.MM and r.gflops)
-    copy = statistics.median(r.gbps for r in rows if r.peer == roofs.COPY and r.gbps)
-    corner = mm / copy
+    """The memory slope and the plateau of the peak over the range of the points, and torch.mm."""
+    peak, mm = (_median(rows, name, "gflops") for name in (roofs.PEAK, roofs.MM))
+    copy = _median(rows, roofs.COPY, "gbps")
+    assert peak is not None
+    assert copy is not None
+    corner = peak / copy
     left = min([corner / 4, *(x / 2 for x in intensities)])
     right = max([corner * 4, *(x * 2 for x in intensities)])
-    axes.plot([left, corner, right], [left * copy, mm, mm], color="black", linewidth=1.2)
-    axes.annotate(f"torch.mm {mm:.0f} GFLOP/s", (corner, mm), va="bottom", fontsize=9)
+    axes.plot([left, corner, right], [left * copy, peak, peak], color="black", linewidth=1.2)
+    axes.annotate(f"peak {digits(peak)} GFLOP/s", (corner, peak), va="bottom", fontsize=9)
+    if mm is not None:
+        axes.plot([mm / copy, right], [mm, mm], color="grey", linewidth=0.8, linestyle="--")
+        axes.annotate(
+            f"torch.mm {digits(mm)}", (right, mm), ha="right", va="top", fontsize=8, color="grey"
+        )
     axes.annotate(
-        f"copy {copy:.1f} GB/s",
+        f"copy {digits(copy)} GB/s",
         (left, left * copy),
         xytext=(6, -2),
         textcoords="offset points",
         va="top",
         fontsize=9,
     )
+
+
+def _median(rows: Sequence[Row], peer: str, rate: str) -> float | None:
+    """Of a rate over all cases; None where it was not measured."""
+    rates = [getattr(row, rate) for row in rows if row.peer == peer and getattr(row, rate)]
+    return statistics.median(rates) if rates else None
 
 
 def _draw_points(axes: Any, points: Sequence[Row]) -> list[Any]:

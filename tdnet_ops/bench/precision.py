@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 def _settings() -> tuple[Any, ...]:
     """Everything with a `fp32_precision` that products and convolutions obey."""
-    backends = torch.backends
+    backends: Any = torch.backends
     return (
         backends.cuda.matmul,
         backends.cudnn.conv,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import os
 import platform
 import shlex
@@ -74,7 +75,7 @@ def table_of_case(rows: Sequence[Row]) -> Table:
         "by round",
         "GFLOP/s",
         "GB/s",
-        "% mm",
+        "% peak",
         "% mm shapes",
         "% copy",
     ):
@@ -83,18 +84,18 @@ def table_of_case(rows: Sequence[Row]) -> Table:
         if row.median_ms is None:
             continue
         numbers = (
-            _short(row.median_ms),
-            _short(row.q20_ms),
-            _short(row.q80_ms),
+            digits(row.median_ms),
+            digits(row.q20_ms),
+            digits(row.q80_ms),
             _ratio(row.ratio),
             _ratio(row.ratio_of_rounds),
-            _short(row.gflops),
-            _short(row.gbps),
-            _whole(row.percent_mm),
-            _whole(row.percent_mm_shapes),
-            _whole(row.percent_copy),
+            digits(row.gflops),
+            digits(row.gbps),
+            _percent(row.percent_peak),
+            _percent(row.percent_mm_shapes),
+            _percent(row.percent_copy),
         )
-        style = {"ours": "bold", "roof": "dim"}.get(row.role)
+        style = {"ours": "bold", "roof": "dim", "product": "dim"}.get(row.role)
         name = f"{row.peer} (ours)" if row.role == "ours" else row.peer
         table.add_row(name, *numbers, style=style)
     return table
@@ -106,7 +107,7 @@ def table_of_ratios(rows: Sequence[Row]) -> Table:
     table = Table(title="How many times longer than ours (ratio of medians)", box=box.SIMPLE_HEAD)
     table.title_justify = "left"
     table.add_column("case")
-    for column in ("ours, ms", "% mm", "% copy", *names):
+    for column in ("ours, ms", "% peak", "% copy", *names):
         table.add_column(column, justify="right")
     for ours in (row for row in rows if row.role == "ours"):
         ratios = {
@@ -116,28 +117,30 @@ def table_of_ratios(rows: Sequence[Row]) -> Table:
         }
         table.add_row(
             f"{ours.operator} {ours.case}",
-            _short(ours.median_ms),
-            _whole(ours.percent_mm),
-            _whole(ours.percent_copy),
+            digits(ours.median_ms),
+            _percent(ours.percent_peak),
+            _percent(ours.percent_copy),
             *(_ratio(ratios.get(name)) for name in names),
         )
     return table
 
 
-def _short(number: float | None) -> str:
-    """Three significant digits or more, never an exponent."""
+def digits(number: float | None, least: int = 3) -> str:
+    """`least` significant digits or more, never an exponent."""
     if number is None:
         return "-"
-    decimals = 3 if number < 1 else 2 if number < 10 else 1 if number < 100 else 0
+    if number == 0 or not math.isfinite(number):
+        return f"{number:g}"
+    decimals = max(0, least - 1 - math.floor(math.log10(abs(number))))
     return f"{number:,.{decimals}f}"
 
 
 def _ratio(number: float | None) -> str:
-    return "-" if number is None else f"{number:.2f}x"
+    return "-" if number is None else f"{digits(number)}x"
 
 
-def _whole(number: float | None) -> str:
-    return "-" if number is None else f"{number:.0f}"
+def _percent(number: float | None) -> str:
+    return digits(number, 2)
 
 
 def write_csv(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) -> None:

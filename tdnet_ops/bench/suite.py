@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 import tdnet_ops
-from tdnet_ops.bench import peers, roofs
+from tdnet_ops.bench import device, peers, precision, roofs
 from tdnet_ops.bench.case import TOLERANCES, Case, Problem, Setting
 from tdnet_ops.bench.engines import Refusal
-from tdnet_ops.bench.measure import Times, interleave, ratio_of_rounds
+from tdnet_ops.bench.measure import Burst, Times, clock_burst, interleave, ratio_of_rounds
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,18 @@ class Row:
     """One peer at one case. Numbers are None where they were not measured or mean nothing.
 
     Attributes:
-        role: "ours", "peer" or "roof".
-        status: "timed", "refused" (could not run) or "wrong" (ran, not timed).
+        role: "ours", "peer", "product" (torch.mm) or "roof".
+        status: "timed", "refused" (could not run), "wrong" (ran, not timed), or, for ours,
+            "failed": the case ended with an error.
         error: max|a - b| / max|b| against the reference.
         ratio: the peer's median over ours.
         ratio_of_rounds: the median over rounds of the peer's time over ours.
+        timing: by the "clock", or on a device by "events" or by a "graph" that is replayed.
+        input_sets: sets of tensors that the calls rotate among.
         gflops, gbps: 1e9 operations and bytes a second, as the case counts them.
-        percent_mm, percent_mm_shapes, percent_copy: of the rates of the roofs.
+        percent_peak, percent_mm_shapes, percent_copy: of the rates measured in the same rounds.
         note: the reason of a refusal or what is wrong.
+        disturbed: signs that the machine was not quiet.
     """
 
     operator: str
@@ -44,74 +48,110 @@ class Row:
     ratio_of_rounds: float | None = None
     rounds: int | None = None
     calls_a_round: int | None = None
+    timing: str | None = None
+    input_sets: int | None = None
     operations: int | None = None
     moved_bytes: int | None = None
     gflops: float | None = None
     gbps: float | None = None
-    percent_mm: float | None = None
+    percent_peak: float | None = None
     percent_mm_shapes: float | None = None
     percent_copy: float | None = None
     note: str = ""
+    disturbed: str = ""
 
 
 def run_case(case: Case, setting: Setting, names: Sequence[str], seconds: float) -> list[Row]:
-    """Measures one case.
+    """Measures one case, float32 held to float32 whatever torch's flags say.
 
     Args:
         case: what.
         setting: how; the caller has set torch's threads.
         names: peers, of `peers.NAMES`; one that has no form of the case is left out.
-        seconds: to spend on timing.
+        seconds: to spend on timing; 0 is one round.
 
     Returns:
         Rows of ours, the peers in order, the roofs; refused and wrong peers have a note.
     """
-    with torch.inference_mode():
-        problem = case.build(setting)
+    with torch.inference_mode(), precision.ieee():
+        problems = _problems(case, setting)
         ours = peers.ours(case, setting)
-        others = [name for name in names if name != ours and peers.exists(name, problem)]
-        calls, rows = _checked_calls(case, problem, setting, [ours, *others])
+        others = [name for name in names if name != ours and peers.exists(name, problems[0])]
+        calls, rows = _checked_calls(case, problems, setting, [ours, *others])
         if ours not in calls:
             return rows
-        measured = roofs.measured_roofs(problem, setting)
-        everybody = {**calls, **{name: roof.call for name, roof in measured.items()}}
-        synchronize = None if setting.device.type == "cpu" else torch.accelerator.synchronize
-        times = interleave(everybody, seconds, synchronize)
+        measured = roofs.measured_roofs(problems[0], setting)
+        everybody: dict[str, Sequence[Callable[[], object]]] = {
+            **calls,
+            **{name: [roof.call] for name, roof in measured.items()},
+        }
+        bursts = {name: _burst(each, setting.device) for name, each in everybody.items()}
+        times = interleave(bursts, seconds)
     rows += [
-        Row(case.operator, case.name, case.shapes, name, torch.__version__, "roof", "timed")
+        Row(case.operator, case.name, case.shapes, name, torch.__version__, role, "timed")
         for name in measured
+        for role in ["roof" if name in roofs.LIMITS else "product"]
     ]
-    work = dict.fromkeys(calls, (problem.operations, problem.compulsory_bytes))
+    work = dict.fromkeys(calls, (problems[0].operations, problems[0].compulsory_bytes))
     work |= {name: (roof.operations, roof.moved_bytes) for name, roof in measured.items()}
-    return [_timed(row, times, ours, work) if row.peer in times else row for row in rows]
+    timed = [_timed(row, times, ours, work) if row.peer in times else row for row in rows]
+    return [
+        replace(row, input_sets=len(everybody[row.peer])) if row.peer in times else row
+        for row in timed
+    ]
+
+
+def failed_case(case: Case, setting: Setting, error: Exception) -> Row:
+    """The row of a case that ended with an error which is no peer's."""
+    note = peers.first_line(error)
+    version = tdnet_ops.__version__
+    ours = peers.ours(case, setting)
+    return Row(case.operator, case.name, case.shapes, ours, version, "ours", "failed", note=note)
+
+
+def _problems(case: Case, setting: Setting) -> list[Problem]:
+    """The case with one set of tensors, or with as many as outgrow the cache of the device."""
+    problem = case.build(setting)
+    if setting.cache_bytes == 0:
+        return [problem]
+    sets = device.input_sets(problem.compulsory_bytes, setting.cache_bytes)
+    return [problem, *(case.build(setting) for _ in range(sets - 1))]
+
+
+def _burst(calls: Sequence[Callable[[], object]], where: torch.device) -> Burst:
+    if where.type == "cpu":
+        return clock_burst(calls[0] if len(calls) == 1 else device.Rotation(calls))
+    return device.device_burst(calls, where)
 
 
 def _checked_calls(
-    case: Case, problem: Problem, setting: Setting, names: Sequence[str]
-) -> tuple[dict[str, peers.Call], list[Row]]:
-    """The calls that may be timed, and a row for each name; the first name is ours."""
+    case: Case, problems: Sequence[Problem], setting: Setting, names: Sequence[str]
+) -> tuple[dict[str, list[peers.Call]], list[Row]]:
+    """The calls that may be timed, one a set of tensors, and a row for each name; ours first."""
     operator = getattr(tdnet_ops, case.operator)
-    expected = operator(*problem.arguments, backend="reference")
+    expected = operator(*problems[0].arguments, backend="reference")
     tolerance = TOLERANCES[setting.dtype]
-    calls: dict[str, peers.Call] = {}
+    checked: dict[str, list[peers.Call]] = {}
     rows: list[Row] = []
     for name in names:
         role = "peer" if rows else "ours"
         status, note, error = "timed", "", None
         try:
-            call = peers.build(name, case, problem, setting)
-            error = problem.error(peers.run_once(call), expected)
+            calls = peers.build(name, case, problems, setting)
+            error = problems[0].error(peers.run_once(calls[0]), expected)
+            for call in calls[1:]:
+                peers.run_once(call)
         except Refusal as refusal:
             status, note = "refused", str(refusal)
         else:
             if error <= tolerance:
-                calls[name] = call
+                checked[name] = calls
             else:
                 status, note = "wrong", f"error {error:.1e}, allowed {tolerance:.1e}"
         version = peers.version(name)
         row = Row(case.operator, case.name, case.shapes, name, version, role, status, error)
         rows.append(replace(row, note=note))
-    return calls, rows
+    return checked, rows
 
 
 def _timed(
@@ -130,11 +170,12 @@ def _timed(
         ratio_of_rounds=ratio_of_rounds(mine, reference) if compared else None,
         rounds=len(mine.rounds),
         calls_a_round=mine.calls_a_round,
+        timing=mine.timing,
         operations=work[row.peer][0],
         moved_bytes=work[row.peer][1],
         gflops=gflops or None,
-        gbps=gbps,
-        percent_mm=_percent(work, times, row.peer, roofs.MM, 0),
+        gbps=gbps or None,
+        percent_peak=_percent(work, times, row.peer, roofs.PEAK, 0),
         percent_mm_shapes=_percent(work, times, row.peer, roofs.MM_SHAPES, 0),
         percent_copy=_percent(work, times, row.peer, roofs.COPY, 1),
     )

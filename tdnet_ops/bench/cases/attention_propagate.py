@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdnet_ops.bench.case import (
+    Attend,
     Case,
     Form,
     Graph,
@@ -43,9 +44,17 @@ def published(
     return out.view(residual.shape) + residual
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    attend: Attend = F.scaled_dot_product_attention,
+) -> Tensor:
     """q, k, v are token matrices with a head dimension; residual is channels_last: no permutes."""
-    out = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+    out = attend(q, k, v).squeeze(1)
     return F.conv2d(as_map(out, residual.shape[2:]), weight[:, :, None, None], bias) + residual
 
 
