@@ -20,8 +20,8 @@ class Row:
 
     Attributes:
         role: "ours", "peer", "product" (torch.mm) or "roof".
-        status: "timed", "refused" (could not run), "wrong" (ran, not timed), or, for ours,
-            "failed": the case ended with an error.
+        status: "timed", "refused" (could not run), "wrong" (ran, not timed), "right" (ran, not
+            timed because ours is wrong), or, for ours, "failed": the case ended with an error.
         error: max|a - b| / max|b| against the reference.
         ratio: the peer's median over ours.
         ratio_of_rounds: the median over rounds of the peer's time over ours.
@@ -79,7 +79,7 @@ def run_case(case: Case, setting: Setting, names: Sequence[str], seconds: float)
         others = [name for name in names if name != ours and peers.exists(name, problems[0])]
         calls, rows = _checked_calls(case, problems, setting, [ours, *others])
         if ours not in calls:
-            return rows
+            return [_untimed(row) for row in rows]
         measured = roofs.measured_roofs(problems[0], setting)
         everybody: dict[str, Sequence[Callable[[], object]]] = {
             **calls,
@@ -99,6 +99,10 @@ def run_case(case: Case, setting: Setting, names: Sequence[str], seconds: float)
         replace(row, input_sets=len(everybody[row.peer])) if row.peer in times else row
         for row in timed
     ]
+
+
+def _untimed(row: Row) -> Row:
+    return replace(row, status="right") if row.status == "timed" else row
 
 
 def failed_case(case: Case, setting: Setting, error: Exception) -> Row:

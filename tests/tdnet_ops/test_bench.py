@@ -1,23 +1,45 @@
 """The micro-benchmark suite: its table of cases, its measurements, its files, its refusals."""
 
+import contextlib
 import csv
+import functools
 import importlib.metadata
 import importlib.util
 import inspect
 import io
+import os
+import subprocess
+import sys
+import types
+import warnings
 
 import pytest
 import samples
 import torch
 from PIL import Image
+from torch.nn.attention import flex_attention
 
 import tdnet_ops
 from tdnet_ops import backends
-from tdnet_ops.bench import command, engines, measure, peers, report, roofs, suite
+from tdnet_ops.bench import (
+    attention,
+    command,
+    device,
+    engines,
+    measure,
+    peers,
+    plot,
+    precision,
+    quiet,
+    report,
+    roofs,
+    suite,
+)
 from tdnet_ops.bench.case import Graph, Node, Setting
 from tdnet_ops.bench.cases import CASES
 
 PLAIN = Setting("channels_last", torch.float32, 1)
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TINY = [case for case in CASES if case.name == "tiny"]
 INSTALLED_ENGINES = [
     name
@@ -32,6 +54,7 @@ in_every_operator = pytest.mark.parametrize("case", TINY, ids=lambda case: case.
 def _small_roofs(monkeypatch):
     """Roofs that take no time, and memory that no test needs."""
     monkeypatch.setattr(roofs, "SQUARE", 16)
+    monkeypatch.setattr(roofs, "PEAK_STEPS", 10)
     monkeypatch.setattr(roofs, "COPY_BYTES", 4096)
     monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(measure, "BURST_SECONDS", 0.0)
@@ -133,8 +156,8 @@ def test_peers_are_right(case):
     assert [row.peer for row in rows if row.role == "peer"] == expected
     for row in rows:
         assert (row.status, row.note) == ("timed", "")
-        assert row.role == "roof" or row.error <= 1e-4
-        assert row.rounds >= measure.MINIMUM_ROUNDS
+        assert row.role in ("roof", "product") or row.error <= 1e-4
+        assert (row.rounds, row.timing, row.input_sets) == (1, "clock", 1)
         assert 0 < row.q20_ms <= row.median_ms <= row.q80_ms
 
 
@@ -148,25 +171,33 @@ def test_ratios_and_rates():
     (case,) = [case for case in TINY if case.operator == "attention_propagate"]
     problem = case.build(PLAIN)
     rows = suite.run_case(case, PLAIN, ["published"], 0.0)
-    ours, published = rows[0], row_of(rows, "published")
+    ours, published, peak = rows[0], row_of(rows, "published"), row_of(rows, roofs.PEAK)
     mm, shapes, copy = (row_of(rows, name) for name in (roofs.MM, roofs.MM_SHAPES, roofs.COPY))
+    assert [x.role for x in (peak, mm, shapes, copy)] == ["roof", "product", "product", "roof"]
     assert ours.ratio is None
     assert published.ratio == pytest.approx(published.median_ms / ours.median_ms)
     assert ours.gflops == pytest.approx(problem.operations / ours.median_ms / 1e6)
     assert ours.gbps == pytest.approx(problem.compulsory_bytes / ours.median_ms / 1e6)
-    assert mm.percent_mm == shapes.percent_mm_shapes == copy.percent_copy == 100
-    assert None not in (ours.percent_mm, ours.percent_mm_shapes, ours.percent_copy)
+    assert peak.percent_peak == shapes.percent_mm_shapes == copy.percent_copy == 100
+    for row in (ours, published):
+        assert None not in (row.percent_peak, row.percent_mm_shapes, row.percent_copy)
+    assert mm.percent_peak == pytest.approx(100 * mm.gflops / peak.gflops)
     assert mm.operations == 2 * 16**3
+    assert peak.operations == 2 * 384 * 4 * 10
+    assert peak.gbps is None
     assert shapes.operations == problem.operations
     assert copy.gflops is None
 
 
 def test_shares_are_taken_round_by_round():
-    times = {"cpu": measure.Times((1.0, 2.0, 9.0), 1), roofs.MM: measure.Times((2.0, 4.0, 6.0), 1)}
-    work = {"cpu": (30, 7), roofs.MM: (10, 1)}
-    assert suite._percent(work, times, "cpu", roofs.MM, 0) == 100 * 3 * 2
+    times = {
+        "cpu": measure.Times((1.0, 2.0, 9.0), 1),
+        roofs.PEAK: measure.Times((2.0, 4.0, 6.0), 1),
+    }
+    work = {"cpu": (30, 7), roofs.PEAK: (10, 1)}
+    assert suite._percent(work, times, "cpu", roofs.PEAK, 0) == 100 * 3 * 2
     assert suite._percent(work, times, "cpu", roofs.COPY, 1) is None
-    assert suite._percent({**work, "cpu": (0, 7)}, times, "cpu", roofs.MM, 0) is None
+    assert suite._percent({**work, "cpu": (0, 7)}, times, "cpu", roofs.PEAK, 0) is None
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
@@ -254,34 +285,350 @@ def test_engines_read_and_write_in_place(name):
     assert y.tolist() == [[11, 12, 13], [14, 15, 16]]
 
 
+# --- attention kernels as peers -------------------------------------------------------------------
+
+(ATTENTION,) = (case for case in TINY if case.operator == "attention_propagate")
+
+
+def attend(q, k, v):
+    return torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, -1) @ v
+
+
+def flash_attn_func(q, k, v):
+    """[B, tokens, heads, channels], as many of the values as of the keys, half precision."""
+    assert q.dtype == k.dtype == v.dtype == torch.float16
+    assert k.shape == v.shape
+    assert q.shape[2:] == k.shape[2:]
+    return attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def flash_attn_func_3(q, k, v):
+    """As above for any channels of the values, with the sums."""
+    assert k.shape[:3] == v.shape[:3]
+    return attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2), torch.zeros(1)
+
+
+def single_prefill_with_kv_cache(q, k, v):
+    """[tokens, heads, channels]."""
+    assert k.shape == v.shape
+    assert q.shape[1:] == k.shape[1:]
+    return attend(*(x.transpose(0, 1) for x in (q, k, v))).transpose(0, 1)
+
+
+def memory_efficient_attention(q, k, v):
+    return flash_attn_func_3(q, k, v)[0]
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Stand-ins with the signatures and layouts of the packages, which need a GPU."""
+    for module, function in (
+        ("flash_attn", flash_attn_func),
+        ("flash_attn_interface", flash_attn_func_3),
+        ("flashinfer", single_prefill_with_kv_cache),
+        ("xformers.ops", memory_efficient_attention),
+    ):
+        named = types.SimpleNamespace(
+            **{function.__name__.removesuffix("_3"): function}, __spec__=None
+        )
+        monkeypatch.setitem(sys.modules, module, named)
+    monkeypatch.setitem(sys.modules, "xformers", types.SimpleNamespace(__path__=[]))
+
+
+@pytest.mark.parametrize("name", ["flash-attn", "flash-attn-3", "flashinfer", "xformers"])
+def test_packages_get_their_layouts(name, packages):
+    half = Setting("channels_last", torch.float16, 1)
+    rows = suite.run_case(ATTENTION, half, [name, "published"], 0.0)
+    row = row_of(rows, name)
+    assert (row.status, row.note) == ("timed", "")
+    # More value channels than key channels: several heads, the last of them padded.
+    q, k, v = torch.randn(1, 1, 7, 16), torch.randn(1, 1, 5, 16), torch.randn(1, 1, 5, 40)
+    kernel = attention.KERNELS[name](torch.float16)
+    out = kernel(*(x.half() for x in (q, k, v)))
+    torch.testing.assert_close(out.float(), attend(q, k, v), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["flash-attn", "flash-attn-3", "flashinfer"])
+def test_packages_for_half_precision_refuse_float32(name, packages):
+    row = row_of(suite.run_case(ATTENTION, PLAIN, [name], 0.0), name)
+    assert (row.status, row.note) == ("refused", "it takes float16 and bfloat16 only")
+
+
+@pytest.mark.parametrize("name", attention.DISTRIBUTIONS)
+def test_packages_that_are_missing_are_refused(name, monkeypatch):
+    missing(monkeypatch, "flash_attn", "flash_attn_interface", "flashinfer", "xformers")
+    row = row_of(suite.run_case(ATTENTION, PLAIN, [name], 0.0), name)
+    assert row.status == "refused"
+    assert "is not installed (" in row.note
+    # An index might have a stranger's package of a module's name.
+    assert "pip install flash_attn" not in row.note
+    assert row.version == ""
+
+
+def test_what_a_package_misses_is_not_guessed(monkeypatch):
+    def import_module(name):
+        raise ModuleNotFoundError("No module named 'einops'", name="einops")
+
+    monkeypatch.setattr(engines.importlib, "import_module", import_module)
+    with pytest.raises(engines.Refusal, match=r"^einops is not installed \(flash_attn needs it\)$"):
+        engines.load("flash_attn")
+
+
+@pytest.mark.parametrize("name", ["sdpa-math", "sdpa-flash-heads"])
+def test_kernels_of_sdpa_that_a_cpu_has(name):
+    assert row_of(suite.run_case(ATTENTION, PLAIN, [name], 0.0), name).status == "timed"
+
+
+@pytest.mark.parametrize("name", ["sdpa-efficient", "sdpa-cudnn", "sdpa-cudnn-heads"])
+def test_kernels_of_sdpa_that_a_cpu_has_not(name):
+    row = row_of(suite.run_case(ATTENTION, PLAIN, [name], 0.0), name)
+    assert (row.status, row.note != "") == ("refused", True)
+
+
+def test_flex_attention_is_compiled_once(monkeypatch):
+    compiled = []
+
+    def compile_nothing(function, dynamic):
+        compiled.append((function, dynamic))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(flex_attention, "flex_attention", attend)
+    rotating = Setting("channels_last", torch.float32, 1, cache_bytes=10**5)
+    row = row_of(suite.run_case(ATTENTION, rotating, ["flex"], 0.0), "flex")
+    assert (row.status, row.input_sets > 1) == ("timed", True)
+    assert compiled == [(attend, False)]
+
+
+def test_warnings_explain_a_refusal():
+    def call():
+        for line in (1, 2):
+            text = f"the last dimension differs (Triggered internally at sdp.cpp:{line}.)\nmore"
+            warnings.warn(text, stacklevel=1)
+        raise RuntimeError("No available kernel.")
+
+    with pytest.raises(engines.Refusal) as caught:
+        peers.run_once(call)
+    assert str(caught.value) == "RuntimeError: No available kernel.; the last dimension differs"
+
+
+def test_usual_peers():
+    on_cpu, on_gpu = peers.usual(CPU, 1.0), peers.usual(GPU, 1.0)
+    assert set(on_cpu) == set(peers.NAMES) - set(attention.KERNELS)
+    assert set(on_gpu) == set(peers.NAMES) - {"openvino", "onnxruntime"}
+    assert set(on_cpu) - set(peers.usual(CPU, 0.0)) == {"compile"} == set(peers.slow(CPU))
+    assert set(on_gpu) - set(peers.usual(GPU, 0.0)) == {"compile", "flex"}
+
+
+# --- roofs ----------------------------------------------------------------------------------------
+
+
+def sets_of_this_cpu():
+    compiled, in_use = (tdnet_ops.build_info()["cpu"][key] for key in ("compiled", "in_use"))
+    return compiled[: compiled.index(in_use) + 1]
+
+
+MULTIPLY_ADDS = """
+import torch, tdnet_ops
+assert tdnet_ops.build_info()["cpu"]["in_use"] == "{instruction_set}"
+x = torch.randn(384 * 9)
+for steps in (0, 1, 5):
+    expected = x
+    for _ in range(steps):
+        expected = expected * 0.5 + 0.5
+    torch.testing.assert_close(torch.ops.tdnet_bench.multiply_adds(x, steps), expected)
+"""
+
+
+@pytest.mark.parametrize("instruction_set", sets_of_this_cpu())
+def test_multiply_adds(instruction_set):
+    code = MULTIPLY_ADDS.format(instruction_set=instruction_set)
+    if instruction_set == tdnet_ops.build_info()["cpu"]["in_use"]:
+        exec(code, {})
+        return
+    environment = {**os.environ, "TDNET_CPU_ISA": instruction_set}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd="/")
+
+
+def test_multiply_adds_take_whole_blocks():
+    for wrong, got in (
+        (torch.ones(383), r"Float \[383\]"),
+        (torch.ones(384, dtype=torch.float64), r"Double \[384\]"),
+        (torch.ones(768)[::2], r"Float \[384\]"),
+        (torch.ones(2, 384), r"Float \[2, 384\]"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"x: expected .*\[blocks \* 384\], got {got}"):
+            torch.ops.tdnet_bench.multiply_adds(wrong, 1)
+    with pytest.raises(RuntimeError, match="steps: expected at least 0, got -1"):
+        torch.ops.tdnet_bench.multiply_adds(torch.ones(384), -1)
+
+
+def test_float64_has_half_the_peak():
+    problem = ATTENTION.build(PLAIN)
+    single, double = (
+        roofs.measured_roofs(problem, Setting("nchw", dtype, 2))[roofs.PEAK].operations
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert single == 2 * double == 2 * 384 * 4 * 2 * 10
+
+
+def test_peak_of_a_gpu_is_a_large_product(monkeypatch):
+    asked = []
+
+    def square(size, dtype, where):
+        asked.append((size, dtype, where))
+        return roofs.Roof(lambda: None, 1, 1)
+
+    monkeypatch.setattr(roofs, "_square", square)
+    monkeypatch.setattr(roofs, "_products", square)
+    monkeypatch.setattr(roofs, "_copy", square)
+    monkeypatch.setattr(roofs, "_copy", lambda count, where: square(count, None, where))
+    setting = Setting("nchw", torch.bfloat16, 1, GPU)
+    measured = roofs.measured_roofs(ATTENTION.build(PLAIN), setting)
+    assert list(measured) == [roofs.PEAK, roofs.MM_SHAPES, roofs.COPY]
+    assert asked[0] == (8192, torch.bfloat16, GPU)
+
+
+def test_large_operands_are_made_once():
+    problem = ATTENTION.build(PLAIN)
+    first, second = (roofs.measured_roofs(problem, PLAIN) for _ in range(2))
+    assert first[roofs.MM] is second[roofs.MM]
+    assert first[roofs.COPY] is second[roofs.COPY]
+
+
+# --- float32 stays float32 ------------------------------------------------------------------------
+
+
+def flags():
+    """Every flag of reduced precision, old and new; torch refuses to tell some."""
+    place = torch.backends
+
+    def read(getter):
+        try:
+            return getter()
+        except RuntimeError:
+            return "refused"
+
+    return [
+        read(getter)
+        for getter in (
+            torch.get_float32_matmul_precision,
+            lambda: place.cuda.matmul.allow_tf32,
+            lambda: place.cudnn.allow_tf32,
+            lambda: place.fp32_precision,
+            lambda: place.cudnn.fp32_precision,
+            lambda: place.cudnn.conv.fp32_precision,
+            lambda: place.cudnn.rnn.fp32_precision,
+            lambda: place.cuda.matmul.fp32_precision,
+            lambda: place.mkldnn.fp32_precision,
+            lambda: place.mkldnn.conv.fp32_precision,
+            lambda: place.mkldnn.matmul.fp32_precision,
+        )
+    ]
+
+
+def set_flag(name, value):
+    *path, last = name.split(".")
+    setattr(functools.reduce(getattr, path, torch.backends), last, value)
+
+
+@contextlib.contextmanager
+def user_sets(name, value):
+    """A user's choice, and what it was before."""
+    before = flags()
+    if name == "float32_matmul_precision":
+        torch.set_float32_matmul_precision(value)
+    else:
+        set_flag(name, value)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = True
+        for setting in ("fp32_precision", "cudnn.fp32_precision", "mkldnn.fp32_precision"):
+            set_flag(setting, "none")
+        for setting in ("cuda.matmul", "mkldnn.conv", "mkldnn.matmul"):
+            set_flag(f"{setting}.fp32_precision", "none")
+        for setting in ("conv", "rnn"):
+            set_flag(f"cudnn.{setting}.fp32_precision", "tf32")
+        assert flags() == before
+
+
+CHOICES = [
+    ("cudnn.allow_tf32", True),
+    ("cudnn.allow_tf32", False),
+    ("cuda.matmul.allow_tf32", True),
+    ("float32_matmul_precision", "medium"),
+    ("float32_matmul_precision", "high"),
+    ("fp32_precision", "tf32"),
+    ("cudnn.fp32_precision", "ieee"),
+    ("cudnn.conv.fp32_precision", "ieee"),
+    ("cuda.matmul.fp32_precision", "tf32"),
+    ("mkldnn.conv.fp32_precision", "bf16"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), CHOICES)
+def test_ieee_holds_and_restores_the_user_s_choice(name, value):
+    with user_sets(name, value):
+        chosen = flags()
+        with contextlib.suppress(KeyError), precision.ieee():
+            inside = [setting.fp32_precision for setting in precision._settings()]
+            raise KeyError  # A case that fails restores them too.
+        assert inside == ["ieee"] * 5
+        assert flags() == chosen
+
+
+def test_reference_ours_and_peers_compute_in_float32(monkeypatch):
+    seen = []
+
+    def operator(*rest, backend):
+        seen.append((backend, torch.backends.cudnn.conv.fp32_precision))
+        return real(*rest, backend=backend)
+
+    real = tdnet_ops.block_sum_reduce
+    monkeypatch.setattr(tdnet_ops, "block_sum_reduce", operator)
+    (case,) = [case for case in TINY if case.operator == "block_sum_reduce"]
+    with user_sets("cudnn.allow_tf32", True):
+        suite.run_case(case, PLAIN, ["reference"], 0.0)
+    assert set(seen) == {("cpu", "ieee"), ("reference", "ieee")}
+
+
 # --- timing ---------------------------------------------------------------------------------------
-
-
-def test_what_runs_on_is_waited_for():
-    """Before a burst, and after it while the clock runs."""
-    happened = []
-    call, wait = (lambda what=what: happened.append(what) for what in ("call", "wait"))
-    measure.interleave({"one": call}, 0.0, wait)
-    text = "".join(what[0] for what in happened)
-    assert text == "c" + "wcw" * (1 + measure.MINIMUM_ROUNDS)
 
 
 def test_rounds_are_interleaved_and_rotated():
     log = []
-    calls = {name: (lambda name=name: log.append(name)) for name in "abc"}
-    times = measure.interleave(calls, 0.0)
-    assert all(len(one.rounds) == measure.MINIMUM_ROUNDS for one in times.values())
-    # Two calls each find the length of a burst, which is one here.
-    assert log[:6] == list("aabbcc")
-    rounds = ["".join(log[i : i + 3]) for i in range(6, len(log), 3)]
+
+    def turn(name):
+        log.append(name)
+        return 1.0
+
+    bursts = {name: measure.Burst(functools.partial(turn, name), 3) for name in "abc"}
+    # A budget too small for a second round: as many as a median needs are done all the same.
+    times = measure.interleave(bursts, 1e-9)
+    assert all(one.rounds == (1.0,) * measure.MINIMUM_ROUNDS for one in times.values())
+    assert all(one.calls_a_round == 3 for one in times.values())
+    rounds = ["".join(log[i : i + 3]) for i in range(0, len(log), 3)]
     assert rounds == ["abc", "acb", "cab", "cba", "bca"]
+
+
+def test_no_seconds_are_one_round():
+    log = []
+    bursts = {name: measure.Burst(lambda: log.append(0) or 1.0, 1) for name in "abc"}
+    times = measure.interleave(bursts, 0.0)
+    assert [one.rounds for one in times.values()] == [(1.0,)] * 3
+    assert len(log) == 3
 
 
 def test_short_calls_are_repeated(monkeypatch):
     monkeypatch.setattr(measure, "BURST_SECONDS", 0.01)
-    times = measure.interleave({"short": lambda: None}, 0.0)["short"]
-    assert times.calls_a_round > 100
-    assert times.median < 1e-3
+    calls = []
+    burst = measure.clock_burst(lambda: calls.append(0))
+    assert burst.calls > 100
+    done = len(calls)
+    assert burst.seconds() < 1e-3
+    assert len(calls) - done == burst.calls + 1
 
 
 def test_quantiles_and_ratio_of_rounds():
@@ -291,6 +638,233 @@ def test_quantiles_and_ratio_of_rounds():
     assert ours.quantile(0.2) == pytest.approx(1.8)
     assert measure.ratio_of_rounds(peer, ours) == 2.0
     assert measure.Times((7.0,), 1).quantile(0.8) == 7.0
+
+
+# --- timing on a GPU, on a stand-in for its clock -------------------------------------------------
+
+
+class Events:
+    """A device whose calls take the seconds they say, each launch `gap` more outside graphs."""
+
+    def __init__(self, gap):
+        self.now, self.gap, self.recording = 0.0, gap, None
+        self.Event = functools.partial(_Event, self)
+
+    def launch(self, seconds):
+        if self.recording is not None:
+            self.recording.append(seconds)
+        else:
+            self.now += max(seconds, self.gap)
+
+    def replay(self, recorded):
+        self.now += sum(recorded)
+
+
+class _Event:
+    def __init__(self, events, enable_timing):
+        assert enable_timing
+        self.events, self.at, self.waited = events, None, False
+
+    def record(self):
+        self.at = self.events.now
+
+    def synchronize(self):
+        self.waited = True
+
+    def elapsed_time(self, end):
+        assert end.waited
+        return (end.at - self.at) * 1e3  # in milliseconds, as torch's
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """torch's names of a GPU, as the suite calls them."""
+    events = Events(gap=50e-6)
+
+    class Graph:
+        def __init__(self):
+            self.recorded = []
+
+        def replay(self):
+            events.replay(self.recorded)
+
+    @contextlib.contextmanager
+    def record(graph, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        events.recording = graph.recorded
+        try:
+            yield
+        finally:
+            events.recording = None
+
+    monkeypatch.setattr(torch, "get_device_module", lambda where: events)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(measure, "BURST_SECONDS", 0.01)
+    return events
+
+
+def test_names_of_torch_that_only_a_gpu_runs():
+    assert inspect.signature(torch.cuda.graph).parameters["capture_error_mode"]
+    assert callable(torch.cuda.CUDAGraph.replay)
+    for module in (torch.cuda, torch.xpu):
+        assert inspect.signature(module.Event.__new__).parameters["enable_timing"]
+        for name in ("record", "synchronize", "elapsed_time"):
+            assert callable(getattr(module.Event, name))
+        assert callable(module.get_device_properties)
+
+
+def test_short_calls_are_timed_without_their_launches(gpu):
+    burst = device.device_burst([lambda: gpu.launch(5e-6)], GPU)
+    assert burst.timing == "graph"
+    assert burst.seconds() == pytest.approx(5e-6)
+    assert burst.calls * 5e-6 == pytest.approx(0.01, rel=0.2)
+
+
+def test_long_calls_are_timed_by_events(gpu):
+    burst = device.device_burst([lambda: gpu.launch(1e-3)], GPU)
+    assert (burst.timing, burst.calls) == ("events", 10)
+    assert burst.seconds() == pytest.approx(1e-3)
+
+
+def test_calls_that_cannot_be_recorded_are_timed_by_events(gpu):
+    def call():
+        if gpu.recording is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        gpu.launch(5e-6)
+
+    burst = device.device_burst([call], GPU)
+    assert burst.timing == "events"
+    assert burst.seconds() == pytest.approx(50e-6)
+
+
+def test_a_device_without_graphs_is_timed_by_events(gpu):
+    assert device.device_burst([lambda: gpu.launch(5e-6)], torch.device("xpu")).timing == "events"
+
+
+def test_every_set_has_its_turn_in_graphs_and_bursts(gpu):
+    for seconds, timing in ((5e-6, "graph"), (1e-3, "events")):
+        log = []
+
+        def call(which, seconds=seconds, log=log):
+            log.append(which)
+            gpu.launch(seconds)
+
+        burst = device.device_burst([functools.partial(call, i) for i in range(3)], GPU)
+        assert burst.timing == timing
+        burst.seconds()
+        assert log == [i % 3 for i in range(len(log))]
+        # The calls of a graph are whole rotations, so that its replays go on rotating.
+        assert timing == "events" or burst.calls % 3 == 0
+
+
+def test_results_live_until_their_turn_comes_again():
+    made = iter(range(9))
+    rotation = device.Rotation([lambda: next(made)] * 3)
+    for _ in range(5):
+        rotation()
+    assert rotation._results == [3, 4, 2]
+
+
+def test_sets_outgrow_the_cache():
+    for case_bytes, cache in ((10, 100), (7, 100), (99, 100), (1000, 100)):
+        sets = device.input_sets(case_bytes, cache)
+        assert (sets - 1) * case_bytes >= cache
+        assert (sets - 2) * case_bytes < cache
+    assert device.input_sets(1, 10**9) == device.MOST_INPUT_SETS
+
+
+def test_cache_of_a_device(monkeypatch):
+    for properties, expected in (
+        ({"L2_cache_size": 50}, 50),
+        ({"last_level_cache_size": 60}, 60),
+        ({}, 128 * 2**20),
+    ):
+        module = types.SimpleNamespace(
+            get_device_properties=lambda where, p=properties: types.SimpleNamespace(**p)
+        )
+        monkeypatch.setattr(torch, "get_device_module", lambda where, m=module: m)
+        assert device.cache_bytes(GPU) == expected
+
+
+def test_calls_rotate_among_sets(monkeypatch):
+    seen = set()
+
+    def operator(x, *rest, backend):
+        if backend == "cpu":
+            seen.add(x.data_ptr())
+        return real(x, *rest, backend=backend)
+
+    real = tdnet_ops.spatial_pool
+    monkeypatch.setattr(tdnet_ops, "spatial_pool", operator)
+    (case,) = [case for case in TINY if case.operator == "spatial_pool"]
+    sets = device.input_sets(case.build(PLAIN).compulsory_bytes, 10_000)
+    monkeypatch.setattr(measure, "BURST_SECONDS", 0.001)
+    setting = Setting("nchw", torch.float32, 1, cache_bytes=10_000)
+    rows = suite.run_case(case, setting, ["published"], 0.0)
+    assert len(seen) == sets == rows[0].input_sets == row_of(rows, "published").input_sets > 1
+    assert row_of(rows, roofs.COPY).input_sets == 1
+
+
+def test_data_is_cold_on_a_gpu_unless_it_shall_be_warm(monkeypatch):
+    monkeypatch.setattr(command, "cache_bytes", lambda where: 50)
+    options = command._parser().parse_args([])
+    assert command._setting(options).cache_bytes == 0
+    options.device = GPU
+    assert command._setting(options).cache_bytes == 50
+    options.warm = True
+    assert command._setting(options).cache_bytes == 0
+
+
+# --- a machine that is not quiet ------------------------------------------------------------------
+
+
+def timed(peer, role, median=1.0, q20=1.0, q80=1.0, gflops=None, gbps=None):
+    return suite.Row(
+        *("spatial_pool", "tiny", "", peer, "", role, "timed"),
+        **{"median_ms": median, "q20_ms": q20, "q80_ms": q80, "gflops": gflops, "gbps": gbps},
+    )
+
+
+def test_load_is_noticed(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.1, 9.0, 9.0))
+    assert quiet.Watch(2).load() == []
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.6, 0.0, 0.0))
+    assert quiet.Watch(2).load() == ["load average 2.6 with 2 threads of ours"]
+
+
+def test_spread_and_slow_roofs_are_noticed(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    watch = quiet.Watch(2)
+    steady = [timed("cpu", "ours", q80=1.2), timed("copy", "roof", gbps=20.0)]
+    assert watch.signs([*steady, timed("peak", "roof", gflops=400.0)]) == []
+    assert watch.signs([timed("cpu", "ours", q80=2.0), timed("sdpa", "peer", q20=0.25)]) == [
+        "wide spread between rounds, q80 over q20: cpu 2.0x, sdpa 4.0x"
+    ]
+    assert watch.signs([timed("peak", "roof", gflops=300.0), timed("copy", "roof", gbps=19.0)]) == [
+        "peak at 300 GFLOP/s, 400 at its best"
+    ]
+
+
+def test_signs_are_printed_and_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (77.0, 0.0, 0.0))
+    path = tmp_path / "results.csv"
+    arguments = ["--case", "tiny", "--op", "spatial_pool", "--peers", "published", "--threads", "1"]
+    code, out, _ = run(capsys, *arguments, "--seconds", "0", "--csv", str(path))
+    assert code == 0
+    sign = "load average 77.0 with 1 threads of ours"
+    assert f"not quiet, before the first case: {sign}" in out
+    assert f"not quiet: {sign}" in out
+    assert "not quiet in 1 of 1 cases: measure again on an idle machine" in out
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert rows
+    assert all(sign in row["disturbed"] for row in rows)
+
+
+def test_a_case_where_nothing_was_timed_has_no_spread():
+    row = suite.Row("spatial_pool", "tiny", "", "cpu", "", "ours", "failed", note="RuntimeError")
+    assert not any("spread" in sign for sign in quiet.Watch(10**6).signs([row]))
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -324,12 +898,14 @@ def test_csv(capsys, tmp_path, monkeypatch):
         ("attention_propagate", "cpu", "timed"),
         ("attention_propagate", "published", "timed"),
         ("attention_propagate", "openvino", "refused"),
+        ("attention_propagate", "peak", "timed"),
         ("attention_propagate", "torch.mm", "timed"),
         ("attention_propagate", "torch.mm, shapes", "timed"),
         ("attention_propagate", "copy", "timed"),
         ("upsample_argmax", "cpu", "timed"),
         ("upsample_argmax", "published", "timed"),
         ("upsample_argmax", "openvino", "refused"),
+        ("upsample_argmax", "peak", "timed"),
         ("upsample_argmax", "torch.mm", "timed"),
         ("upsample_argmax", "copy", "timed"),
     ]
@@ -381,17 +957,97 @@ def test_interrupt_keeps_finished_cases(capsys, tmp_path, monkeypatch):
     assert {row["operator"] for row in rows} == {"attention_propagate"}
 
 
-def test_ours_wrong_fails(capsys, monkeypatch):
+def test_a_single_round_compiles_nothing(capsys):
+    code, out, _ = run(capsys, "--case", "tiny", "--op", "spatial_pool", "--seconds", "0")
+    assert code == 0
+    assert "left out, for they compile: compile; see --peers" in out
+    assert "\n  compile" not in out
+
+
+def test_budget_is_shared_and_ends_the_run(capsys, tmp_path, monkeypatch):
+    now, asked = [0.0], []
+
+    def run_case(case, setting, names, seconds):
+        asked.append((case.operator, seconds))
+        now[0] += 30.0
+        return suite.run_case(case, setting, [], 0.0)
+
+    monkeypatch.setattr(command, "run_case", run_case)
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    path = tmp_path / "results.csv"
+    arguments = ["--case", "tiny", "--seconds", "9", "--budget", "70", "--csv", str(path)]
+    code, _, err = run(capsys, *arguments)
+    assert code == 0
+    # 70 s for seven cases, then 40 s for six, then 10 s for five.
+    assert asked == [
+        ("attention_propagate", 9.0),
+        ("pooled_affinity", pytest.approx(40 / 6)),
+        ("softmax_propagate", 2.0),
+    ]
+    missing = (
+        "spatial_pool tiny, block_sum_reduce tiny, block_sum_update tiny, upsample_argmax tiny"
+    )
+    assert err.rstrip().endswith(f"the budget is spent, not measured: {missing}")
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert list(dict.fromkeys(row["operator"] for row in rows)) == [name for name, _ in asked]
+
+
+def test_a_case_that_fails_does_not_take_the_others_along(capsys, tmp_path, monkeypatch):
+    def run_case(case, *rest):
+        if case.operator == "spatial_pool":
+            raise RuntimeError("CUDA error: an illegal memory access\nmore")
+        return suite.run_case(case, *rest)
+
+    monkeypatch.setattr(command, "run_case", run_case)
+    path, picture = tmp_path / "results.csv", tmp_path / "roofline.png"
+    arguments = ["--case", "tiny", "--op", "spatial_pool", "upsample_argmax", "--seconds", "0"]
+    arguments += ["--peers", "published", "--csv", str(path), "--plot", str(picture)]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 1
+    assert "spatial_pool tiny failed: RuntimeError: CUDA error: an illegal memory access\n" in out
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert (rows[0]["operator"], rows[0]["status"]) == ("spatial_pool", "failed")
+    assert {row["status"] for row in rows[1:]} == {"timed"}
+    assert picture.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (None, "-"),
+        (0.0, "0"),
+        (0.000546, "0.000546"),
+        (0.00312, "0.00312"),
+        (0.5, "0.500"),
+        (3.14159, "3.14"),
+        (41.26, "41.3"),
+        (1234.5, "1,234"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_keep_their_digits(number, expected):
+    assert report.digits(number) == expected
+    assert report._ratio(number) == (expected if number is None else f"{expected}x")
+
+
+def test_ours_wrong_fails(capsys, monkeypatch, tmp_path):
     def broken(q, *rest, backend):
         out = reference(q, *rest, backend="reference")
         return out + 1 if backend == "cpu" else out
 
     reference = tdnet_ops.attention_propagate
     monkeypatch.setattr(tdnet_ops, "attention_propagate", broken)
-    arguments = ["--case", "tiny", "--op", "attention_propagate", "--seconds", "0"]
-    code, out, _ = run(capsys, *arguments, "--peers", "published")
+    path = tmp_path / "results.csv"
+    arguments = ["--case", "tiny", "--op", "attention_propagate", "spatial_pool", "--seconds", "0"]
+    code, out, _ = run(capsys, *arguments, "--peers", "published", "--csv", str(path))
     assert code == 1
     assert "cpu is wrong at attention_propagate tiny, not timed: error" in out
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert [(row["peer"], row["status"]) for row in rows[:3]] == [
+        ("cpu", "wrong"),
+        ("published", "right"),
+        ("cpu", "timed"),
+    ]
 
 
 def test_peer_without_a_form_is_named(capsys):
@@ -413,6 +1069,7 @@ def test_peer_without_a_form_is_named(capsys):
         (["--threads", "two"], "got 'two'"),
         (["--seconds", "-1"], "expected seconds from 0, got '-1'"),
         (["--seconds", "nan"], "got 'nan'"),
+        (["--budget", "-3"], "expected seconds from 0, got '-3'"),
         (["--csv", "no/such/folder/a.csv"], "writable folder, got 'no/such/folder/a.csv'"),
         (["--plot", "."], "expected a file name"),
         (["--op", "spatial_pool", "--case", "fanet-769x1537"], "keys-769x1537-max"),
@@ -443,6 +1100,30 @@ def test_plot_is_a_png(capsys, tmp_path):
         assert min(picture.size) > 400
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
     assert [item.name for item in tmp_path.iterdir()] == ["roofline.png"]
+
+
+def test_plot_has_the_peak_for_its_roof():
+    pyplot = plot.load_pyplot()
+    rows = [
+        timed("cpu", "ours", gflops=300.0),
+        timed("peak", "roof", gflops=400.0),
+        timed("torch.mm", "product", gflops=200.0),
+        timed("copy", "roof", gbps=20.0),
+    ]
+    figure, axes = pyplot.subplots()
+    plot._draw_roofs(axes, rows, [4.0])
+    roof, product = axes.get_lines()
+    assert list(roof.get_ydata()) == [40.0, 400.0, 400.0]
+    assert list(roof.get_xdata())[1] == 20.0
+    assert set(product.get_ydata()) == {200.0}
+    assert [text.get_text() for text in axes.texts] == [
+        "peak 400 GFLOP/s",
+        "torch.mm 200",
+        "copy 20.0 GB/s",
+    ]
+    plot._draw_roofs(axes, [row for row in rows if row.role != "product"], [4.0])  # a GPU's
+    assert len(axes.get_lines()) == 3
+    pyplot.close(figure)
 
 
 def test_plot_without_matplotlib_is_one_line(capsys, tmp_path, monkeypatch):
