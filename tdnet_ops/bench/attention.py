@@ -57,6 +57,7 @@ def _half_only(dtype: torch.dtype) -> None:
 def _flex(dtype: torch.dtype) -> Attend:
     """FlexAttention, whose kernel exists only compiled."""
     library = load("torch.nn.attention.flex_attention")
+    torch._dynamo.reset()
     compiled: Attend = torch.compile(library.flex_attention, dynamic=False)
     return compiled
 

@@ -71,7 +71,6 @@ def build(name: str, case: Case, problems: Sequence[Problem], setting: Setting) 
         if name == "compile":
             return _compiled(problems)
         if name in attention.KERNELS:
-            torch._dynamo.reset()
             attend = attention.KERNELS[name](setting.dtype)
             return _forms("sdpa", problems, attend=attend)
         if name in backends.NAMES:
