@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn.attention import flex_attention
 
 import tdnet_ops
-from tdnet_ops import backends
+from tdnet_ops import _library, backends
 from tdnet_ops.bench import (
     attention,
     command,
@@ -52,7 +52,8 @@ in_every_operator = pytest.mark.parametrize("case", TINY, ids=lambda case: case.
 
 @pytest.fixture(autouse=True)
 def _small_roofs(monkeypatch):
-    """Roofs that take no time, and memory that no test needs."""
+    """Roofs that take no time, and memory and threads that no test needs."""
+    torch.set_num_threads(1)
     monkeypatch.setattr(roofs, "SQUARE", 16)
     monkeypatch.setattr(roofs, "PEAK_STEPS", 10)
     monkeypatch.setattr(roofs, "COPY_BYTES", 4096)
@@ -428,9 +429,11 @@ def sets_of_this_cpu():
     return compiled[: compiled.index(in_use) + 1]
 
 
+# The library alone, which is quicker to import than the package.
 MULTIPLY_ADDS = """
-import torch, tdnet_ops
-assert tdnet_ops.build_info()["cpu"]["in_use"] == "{instruction_set}"
+import importlib.util, torch
+spec = importlib.util.spec_from_file_location("_C", {library!r})
+assert importlib.util.module_from_spec(spec).cpu_in_use == {instruction_set!r}
 x = torch.randn(384 * 9)
 for steps in (0, 1, 5):
     expected = x
@@ -440,12 +443,18 @@ for steps in (0, 1, 5):
 """
 
 
-@pytest.mark.parametrize("instruction_set", sets_of_this_cpu())
-def test_multiply_adds(instruction_set):
-    code = MULTIPLY_ADDS.format(instruction_set=instruction_set)
-    if instruction_set == tdnet_ops.build_info()["cpu"]["in_use"]:
-        exec(code, {})
-        return
+def test_multiply_adds():
+    for threads, steps in ((1, 5), (2, 0), (2, 3)):
+        torch.set_num_threads(threads)
+        x = torch.randn(384 * 9)
+        expected = functools.reduce(lambda y, _: y * 0.5 + 0.5, range(steps), x)
+        torch.testing.assert_close(torch.ops.tdnet_bench.multiply_adds(x, steps), expected)
+
+
+@pytest.mark.parametrize("instruction_set", sets_of_this_cpu()[:-1])
+def test_multiply_adds_of_lower_instruction_sets(instruction_set):
+    library = _library._C.__file__
+    code = MULTIPLY_ADDS.format(library=library, instruction_set=instruction_set)
     environment = {**os.environ, "TDNET_CPU_ISA": instruction_set}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd="/")
 
@@ -828,10 +837,15 @@ def timed(peer, role, median=1.0, q20=1.0, q80=1.0, gflops=None, gbps=None):
 
 
 def test_load_is_noticed(monkeypatch):
-    monkeypatch.setattr(os, "getloadavg", lambda: (2.1, 9.0, 9.0))
-    assert quiet.Watch(2).load() == []
+    watch = quiet.Watch(2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 9.0, 9.0))
+    assert watch.load() == []
     monkeypatch.setattr(os, "getloadavg", lambda: (2.6, 0.0, 0.0))
-    assert quiet.Watch(2).load() == ["load average 2.6 with 2 threads of ours"]
+    assert watch.load() == ["load average 2.6 with 2 threads of ours"]
+    # The run itself keeps its threads busy, and a little more.
+    assert watch.signs([]) == []
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.1, 0.0, 0.0))
+    assert watch.signs([]) == ["load average 3.1 with 2 threads of ours"]
 
 
 def test_spread_and_slow_roofs_are_noticed(monkeypatch):
@@ -998,17 +1012,19 @@ def test_a_case_that_fails_does_not_take_the_others_along(capsys, tmp_path, monk
             raise RuntimeError("CUDA error: an illegal memory access\nmore")
         return suite.run_case(case, *rest)
 
+    drawn = []
     monkeypatch.setattr(command, "run_case", run_case)
-    path, picture = tmp_path / "results.csv", tmp_path / "roofline.png"
+    monkeypatch.setattr(plot, "write_roofline", lambda path, rows, stamped: drawn.extend(rows))
+    path = tmp_path / "results.csv"
     arguments = ["--case", "tiny", "--op", "spatial_pool", "upsample_argmax", "--seconds", "0"]
-    arguments += ["--peers", "published", "--csv", str(path), "--plot", str(picture)]
+    arguments += ["--peers", "published", "--csv", str(path), "--plot", str(tmp_path / "a.png")]
     code, out, _ = run(capsys, *arguments)
     assert code == 1
     assert "spatial_pool tiny failed: RuntimeError: CUDA error: an illegal memory access\n" in out
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert (rows[0]["operator"], rows[0]["status"]) == ("spatial_pool", "failed")
     assert {row["status"] for row in rows[1:]} == {"timed"}
-    assert picture.exists()
+    assert {row.operator for row in drawn if row.status == "timed"} == {"upsample_argmax"}
 
 
 @pytest.mark.parametrize(
