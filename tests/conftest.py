@@ -2,11 +2,16 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Processes of pytest-xdist share the cores: threads beside each would wait for each other, spinning.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def use_installed_package() -> None:
@@ -39,11 +44,31 @@ import torch  # noqa: E402
 
 import tdnet_ops  # noqa: E402
 
+# So that this file and all tests can import the list of samples.
+sys.path.append(str(Path(__file__).parent / "tdnet_ops"))
 
-def pytest_configure() -> None:
+import samples  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="where operators and models are tested: cpu, cuda, cuda:1, xpu, ...; default: cpu",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Stop when the source tree would be tested in place of the installed package."""
     if os.environ.get("TDNET_TEST_INSTALLED") == "1" and _comes_from_sources():
         raise pytest.UsageError(f"tdnet_ops comes from the source tree: {ROOT}")
+    config.addinivalue_line(
+        "markers",
+        "needs_cuda(devices=1, memory_gb=0): skipped without that many CUDA devices, or that much "
+        "free memory on the first; fails instead if TDNET_REQUIRE_GPU names as many devices",
+    )
+    samples.use_device(_asked_device(config.getoption("--device")))
 
 
 def pytest_report_header() -> str:
@@ -53,3 +78,63 @@ def pytest_report_header() -> str:
     except importlib.metadata.PackageNotFoundError:
         triton = "no Triton"
     return f"tested: {Path(tdnet_ops.__file__).parent}, torch {torch.__version__}, {triton}"
+
+
+def _asked_device(name: str) -> torch.device:
+    """The device of --device, if torch finds it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "xpu"):
+        raise pytest.UsageError(f"--device: expected cpu, cuda or xpu, got {name!r}")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    found = torch.get_device_module(device).device_count()
+    if (device.index or 0) >= found:
+        raise pytest.UsageError(
+            f"--device {name}: torch {torch.__version__} finds {found} {device.type.upper()} devices"
+        )
+    return torch.device(device.type, device.index or 0)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where operators and models are to be tested."""
+    return samples.DEVICE
+
+
+@pytest.fixture(autouse=True)
+def _in_full_precision() -> Iterator[None]:
+    """No TF32 in the definitions, cuDNN's convolutions included, which would use it by default."""
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    usual = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
+    yield
+    for setting, precision in zip(settings, usual, strict=True):
+        setting.fp32_precision = precision
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs another GPU than there is, or fail where one is promised."""
+    marker = item.get_closest_marker("needs_cuda")
+    if marker is None:
+        return
+    devices, memory_gb = marker.kwargs.get("devices", 1), marker.kwargs.get("memory_gb", 0)
+    lack = _lack_of_cuda(devices, memory_gb)
+    if lack is None:
+        return
+    if int(os.environ.get("TDNET_REQUIRE_GPU") or 0) >= devices:
+        pytest.fail(f"{lack}, but TDNET_REQUIRE_GPU is set", pytrace=False)
+    pytest.skip(lack)
+
+
+def _lack_of_cuda(devices: int, memory_gb: float) -> str | None:
+    found = torch.cuda.device_count()
+    if found < devices:
+        return f"needs {devices} CUDA device{'s' * (devices > 1)}, torch finds {found}"
+    free_gb = torch.cuda.mem_get_info(0)[0] / 1e9
+    if free_gb < memory_gb:
+        return f"needs {memory_gb} GB of free GPU memory, there are {free_gb:.1f}"
+    return None

@@ -21,10 +21,10 @@ def randomise_norms(model):
 
 @pytest.mark.parametrize("name", model_names())
 @torch.inference_mode()
-def test_output_has_the_size_of_the_input(name):
-    model = build_model(name, num_classes=7).eval()
+def test_output_has_the_size_of_the_input(name, device):
+    model = build_model(name, num_classes=7).eval().to(device)
     shape = (1, model.num_paths, 3, 33, 58) if isinstance(model, TDNet) else (1, 3, 33, 58)
-    logits = model(torch.randn(shape))
+    logits = model(torch.randn(shape).to(device))
     assert logits.shape == (1, 7, 33, 58)
     assert logits.isfinite().all()
 
@@ -51,11 +51,11 @@ def test_bad_options(name, options, message):
 @pytest.mark.parametrize("pooling_mode", ["subsample", "max"])
 @pytest.mark.parametrize("stride", [4, 3])
 @torch.inference_mode()
-def test_clip_equals_stream(pooling_mode, stride):
+def test_clip_equals_stream(pooling_mode, stride, device):
     model = build_model("td4-psp18", 5, pooling_mode=pooling_mode, pooling_stride=stride)
-    randomise_norms(model)
+    randomise_norms(model).to(device)
     segmenter = VideoSegmenter(model)
-    frames = torch.randn(6, 3, 41, 65)
+    frames = torch.randn(6, 3, 41, 65).to(device)
     streamed = [segmenter.logits(frame[None]) for frame in frames]
     for last in (3, 4, 5):
         clip = frames[last - 3 : last + 1][None]
@@ -63,9 +63,9 @@ def test_clip_equals_stream(pooling_mode, stride):
     torch.testing.assert_close(model(frames[None, :4]), model(frames[None, :4], path=3))
 
 
-def test_gradients_reach_all_that_a_clip_uses():
-    model = build_model("td2-psp50", 5)
-    model(torch.randn(2, 2, 3, 33, 33), path=0).square().mean().backward()
+def test_gradients_reach_all_that_a_clip_uses(device):
+    model = build_model("td2-psp50", 5).to(device)
+    model(torch.randn(2, 2, 3, 33, 33).to(device), path=0).square().mean().backward()
     current, past = model.paths
     unused = ("encoding.key",)  # the current frame is not attended to
     for name, parameter in current.named_parameters():
@@ -98,8 +98,8 @@ def test_incomplete_window():
         build_model("td4-psp18").propagate([], 0)
 
 
-def test_models_run_in_half_precision_types():
-    model = build_model("td4-psp18", 5).eval()
+def test_models_run_in_half_precision_types(device):
+    model = build_model("td4-psp18", 5).eval().to(device)
     assert model.half().paths[0].encoding.value.weight.dtype == torch.float16
     model.to(torch.float64)
     logits = VideoSegmenter(model).logits(torch.randn(1, 3, 33, 33))

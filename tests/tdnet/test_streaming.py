@@ -13,15 +13,15 @@ HEIGHT, WIDTH = 41, 65
 
 
 @pytest.fixture(scope="module")
-def td4():
+def td4(device):
     torch.manual_seed(0)
-    return build_model("td4-psp18", 6)
+    return build_model("td4-psp18", 6).to(device)
 
 
 @pytest.fixture(scope="module")
-def pspnet():
+def pspnet(device):
     torch.manual_seed(0)
-    return build_model("pspnet-18", 6)
+    return build_model("pspnet-18", 6).to(device)
 
 
 def video(count, size=(HEIGHT, WIDTH), seed=0):
@@ -49,7 +49,7 @@ def test_step_labels_are_the_best_logits(name, request):
     seen = set()
     for frame in video(6):
         labels = by_step.step(frame)
-        logits = by_logits.logits(normalised(frame))
+        logits = by_logits.logits(normalised(frame)).cpu()
         assert labels.dtype == np.uint8
         assert labels.shape == (HEIGHT, WIDTH)
         assert logits.shape == (1, 6, HEIGHT, WIDTH)
@@ -67,7 +67,7 @@ def test_size_resizes_frames_but_not_labels(td4):
         labels = segmenter.step(frame)
         assert labels.shape == (HEIGHT, WIDTH)
         # The stride-8 logits are the corners-aligned samples of those at the network's size.
-        coarse = plain.logits(normalised(frame, size))[:, :, ::8, ::8]
+        coarse = plain.logits(normalised(frame, size)).cpu()[:, :, ::8, ::8]
         logits = F.interpolate(coarse, (HEIGHT, WIDTH), mode="bilinear", align_corners=True)
         chosen = logits[0].gather(0, torch.from_numpy(labels).long()[None])[0]
         torch.testing.assert_close(chosen, logits.amax(1)[0], rtol=1e-4, atol=1e-5)

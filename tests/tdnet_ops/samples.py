@@ -40,6 +40,12 @@ NAMES = (
 )
 Calls = dict[str, Callable[..., Any]]
 
+# Where samples live and routes run; set by `use_device`, for pytest's option --device.
+DEVICE = torch.device("cpu")
+# How many numbers behind a result the GPU kernels may round to half precision: the softmax weights,
+# and phi(v) or what was attended before phi.
+GPU_ROUNDINGS = {"softmax_propagate": 2, "attention_propagate": 2}
+
 
 # --- layouts --------------------------------------------------------------------------------------
 
@@ -166,7 +172,7 @@ class Sample:
         return f"{self.operator}-{self.name}-{self.layout}-{str(self.dtype).removeprefix('torch.')}"
 
     def arguments(self) -> tuple[Any, ...]:
-        return self.build(Numbers(self))
+        return on_device(self.build(Numbers(self)))
 
 
 class Numbers:
@@ -669,6 +675,22 @@ def tensors(value: Any) -> list[Tensor]:
     return found
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device` with the strides and offset of `x`; what lies around it in memory too."""
+    whole = torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage())
+    copy = torch.empty(whole.shape, dtype=x.dtype, device=device).copy_(whole)
+    return copy.as_strided(x.size(), x.stride(), x.storage_offset())
+
+
+def on_device(value: Any) -> Any:
+    """`value` with copies on DEVICE of the tensors in it, laid out as they are."""
+    return convert(value, lambda x: moved(x, DEVICE))
+
+
+def on_cpu(value: Any) -> Any:
+    return convert(value, torch.Tensor.cpu)
+
+
 def widen(value: Any) -> Any:
     return convert(value, lambda x: x.double() if x.is_floating_point() else x)
 
@@ -701,6 +723,7 @@ def assert_near(
             way, one from another (softmax weights, phi(v)); float32 stays strict.
         operand_error: relative, of the operands of products (TF32).
     """
+    actual, exact, plain = on_cpu((actual, exact, plain))
     assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
     assert actual.shape == exact.shape, f"{what}: shape {actual.shape}, expected {exact.shape}"
     if exact.numel() == 0:
@@ -727,7 +750,8 @@ def assert_near(
 
 def assert_labels(labels: Tensor, arguments: Sequence[Any], what: str) -> None:
     """Labels may differ from the arg max only where the best classes lie within rounding."""
-    logits, size, align_corners, dtype = arguments
+    logits, size, align_corners, dtype = on_cpu(arguments)
+    labels = labels.cpu()
     assert labels.dtype == dtype, f"{what}: dtype {labels.dtype}, expected {dtype}"
     assert list(labels.shape) == [logits.shape[0], *size], f"{what}: shape {labels.shape}"
     exact = F.interpolate(
@@ -771,35 +795,54 @@ def longest_sum(sample: Sample, arguments: Sequence[Any]) -> int:
 
 
 def check(
-    sample: Sample, call: Callable[..., Any], roundings: int = 0, operand_error: float = 0.0
+    sample: Sample,
+    call: Callable[..., Any],
+    roundings: int | None = None,
+    operand_error: float = 0.0,
 ) -> None:
-    """Calls `call` with the sample and compares with the definition.
+    """Calls `call` with the sample and compares with the definition, computed on the CPU.
 
     Args:
-        roundings: as of assert_near, for kernels that multiply in half precision.
+        roundings: as of assert_near, for kernels that multiply in half precision; None: those of
+            DEVICE.
         operand_error: as of assert_near.
 
     Raises:
         AssertionError: it is wrong; the text names the worst coordinate.
     """
     arguments = sample.arguments()
-    before = [x.clone() for x in tensors(arguments)]
+    before = on_cpu([x.clone() for x in tensors(arguments)])
     actual = call(*arguments)
-    for old, x in zip(before, tensors(arguments), strict=True):
+    assert all(x.device.type == DEVICE.type for x in tensors([actual])), f"{sample}: another device"
+    check_result(sample, arguments, actual, roundings, operand_error)
+    for old, x in zip(before, on_cpu(tensors(arguments)), strict=True):
         torch.testing.assert_close(x, old, rtol=0, atol=0, equal_nan=True)
+
+
+def check_result(
+    sample: Sample,
+    arguments: tuple[Any, ...],
+    actual: Any,
+    roundings: int | None = None,
+    operand_error: float = 0.0,
+) -> None:
+    """Compares the result of a call with the definition; see `check`."""
+    if roundings is None:
+        roundings = 0 if DEVICE.type == "cpu" else GPU_ROUNDINGS.get(sample.operator, 0)
     if sample.operator == "upsample_argmax":
         assert_labels(actual, arguments, str(sample))
         return
     define = getattr(reference, sample.operator)
-    exact = define(*widen(arguments))
+    home = on_cpu(arguments)
+    exact = define(*widen(home))
     computing = computing_dtype(sample.dtype)
-    plain = define(*convert(arguments, lambda x: x.to(computing)))
+    plain = define(*convert(home, lambda x: x.to(computing)))
     for part, (out, right, low) in enumerate(
         zip(tensors([actual]), tensors([exact]), tensors([plain]), strict=True)
     ):
         what = f"{sample} result {part}"
         if sample.operator == "spatial_pool":
-            torch.testing.assert_close(out.double(), right, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(out.cpu().double(), right, rtol=0, atol=0, equal_nan=True)
         terms = longest_sum(sample, arguments)
         assert_near(out, right, low, sample.dtype, what, terms, roundings, operand_error)
         if out.dim() == 4 and expected_channels_last(sample, arguments):
@@ -808,16 +851,43 @@ def check(
             assert out.is_contiguous(), f"{what}: {out.stride()}"
 
 
+def _there_and_back(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` on DEVICE also for tensors of the CPU, whose results come back to it."""
+    if DEVICE.type == "cpu":
+        return call
+
+    def carried(*arguments: Any, **named: Any) -> Any:
+        at_home = [x for x in tensors((*arguments, *named.values())) if x.device.type == "cpu"]
+        if not at_home:
+            return call(*arguments, **named)
+        there = convert([arguments, list(named.values())], _carried)
+        out = call(*there[0], **dict(zip(named, there[1], strict=True)))
+        return on_cpu(out)
+
+    return carried
+
+
+def _carried(x: Tensor) -> Tensor:
+    """As `moved`, but differentiable where a gradient is asked for."""
+    if x.device.type != "cpu":
+        return x
+    return x.to(DEVICE) if x.requires_grad else moved(x, DEVICE)
+
+
 def public(name: str) -> Callable[..., Any]:
-    return getattr(tdnet_ops, name)
+    return _there_and_back(getattr(tdnet_ops, name))
 
 
 def compiled(name: str) -> Callable[..., Any]:
-    return getattr(torch.ops.tdnet, name)
+    return _there_and_back(getattr(torch.ops.tdnet, name))
+
+
+def triton(name: str) -> Callable[..., Any]:
+    return _there_and_back(getattr(torch.ops.tdnet_triton, name))
 
 
 def plain_python(name: str) -> Callable[..., Any]:
-    return getattr(torch.ops.tdnet_reference, name)
+    return _there_and_back(getattr(torch.ops.tdnet_reference, name))
 
 
 ROUTES = {
@@ -825,6 +895,14 @@ ROUTES = {
     "torch.ops.tdnet": compiled,
     "torch.ops.tdnet_reference": plain_python,
 }
+
+
+def use_device(device: torch.device) -> None:
+    """Makes samples and runs routes there from now on; GPUs have the route of Triton too."""
+    global DEVICE
+    DEVICE = device
+    if device.type != "cpu":
+        ROUTES["torch.ops.tdnet_triton"] = triton
 
 
 def load(path: Path) -> ModuleType:

@@ -16,6 +16,12 @@ from tdnet_ops import _library, backends
 DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
 
 
+@pytest.fixture(autouse=True)
+def _samples_on_the_cpu(monkeypatch):
+    """What CPU tensors get, whatever --device says; tests/device/ asks the like of a GPU."""
+    monkeypatch.setattr(samples, "DEVICE", torch.device("cpu"))
+
+
 class Called(TorchDispatchMode):
     """Records which of our operators run, by name space."""
 

@@ -42,11 +42,14 @@ def upstream_like(outputs, layout, dtype):
 
 
 def check_gradients(sample, call, layout):
-    arguments = sample.arguments()
+    there = sample.arguments()
+    arguments = samples.on_cpu(there)  # for the definition
     define = getattr(reference, sample.operator)
     outputs = samples.tensors([define(*samples.widen(arguments))])
     upstream = upstream_like(outputs, layout, sample.dtype)
-    actual = gradients(call, leaves(arguments), upstream)
+    found = gradients(call, leaves(there), samples.on_device(upstream))
+    assert all(x.device.type == samples.DEVICE.type for x in found)
+    actual = samples.on_cpu(found)
     exact = gradients(define, leaves(samples.widen(arguments)), samples.widen(upstream))
     computing = samples.computing_dtype(sample.dtype)
     narrow = samples.convert((arguments, upstream), lambda x: x.to(computing))

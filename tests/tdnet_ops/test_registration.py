@@ -11,6 +11,8 @@ from tdnet_ops import reference
 
 DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
 REGISTERED = ["tdnet", "tdnet_reference"]
+if samples.DEVICE.type != "cpu":
+    REGISTERED.append("tdnet_triton")
 FEW = samples.select(
     ["middle", "ones", "no_batch"], ["contiguous", "channels_last"], [torch.float32]
 ) + samples.select(["middle"], ["transposed", "expanded_batch"], [torch.float32, torch.bfloat16])
@@ -37,7 +39,7 @@ def test_opcheck(sample, name_space):
 def test_opcheck_of_the_backward_operator(name_space, weighted):
     sample = samples.select(["middle"], ["contiguous"], [torch.float32], ["attention_propagate"])[0]
     q, k, v, residual, weight, _, scale = sample.arguments()
-    grad = residual if weighted else torch.randn(2, v.shape[1], *q.shape[2:])
+    grad = residual if weighted else torch.randn(2, v.shape[1], *q.shape[2:]).to(q)
     overload = getattr(torch.ops, name_space).attention_propagate_backward.default
     torch.library.opcheck(overload, (grad, q, k, v, weight if weighted else None, scale))
 
@@ -100,7 +102,7 @@ MATRIX_PRODUCTS = [name for name in DIFFERENTIABLE if name != "spatial_pool"]
 def test_autocast(sample, route, dtype):
     """Matrix products run in the autocast dtype, the others in that of their input."""
     arguments = needing_gradients(sample)
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(samples.DEVICE.type, dtype):
         outputs = samples.tensors([samples.ROUTES[route](sample.operator)(*arguments)])
     if sample.operator == "upsample_argmax":
         samples.assert_labels(outputs[0], arguments, str(sample))
@@ -128,7 +130,7 @@ def test_autocast_mixes_and_keywords(name):
     by_name = dict(zip(inspect.signature(call).parameters, sample.arguments(), strict=False))
     first = next(iter(by_name))
     by_name[first] = samples.convert(by_name[first], torch.Tensor.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(samples.DEVICE.type, torch.bfloat16):
         outputs = samples.tensors([call(**by_name)])
         wide = samples.tensors([call(*samples.widen(sample.arguments()))])
     assert all(out.dtype == torch.bfloat16 for out in outputs)
@@ -213,7 +215,7 @@ def test_compile_by_inductor(name):
 
 
 def resized(name, height, width, key_height, key_width):
-    """A call of the operator on maps of these sizes."""
+    """A call of the operator on maps of these sizes, on the device under test."""
     maps = samples.Numbers(
         samples.Sample(name, "resized", "contiguous", torch.float32, lambda n: ())
     )
@@ -221,7 +223,7 @@ def resized(name, height, width, key_height, key_width):
     v = maps.feature_map(2, 7, key_height, key_width)
     residual = maps.feature_map(2, 5, height, width)
     weight, bias, kernel = maps.other(5, 7), maps.other(5), maps.other(5, 6, 3, 3)
-    return {
+    calls = {
         "spatial_pool": lambda: (q, 2, "max"),
         "pooled_affinity": lambda: (q, k, 2, "max"),
         "softmax_propagate": lambda: (
@@ -236,7 +238,8 @@ def resized(name, height, width, key_height, key_width):
         "block_sum_reduce": lambda: ([q, q + 1], [kernel, kernel], bias, 1, 1, "relu"),
         "block_sum_update": lambda: ([residual, residual], 1, q, kernel, bias, 1, 1, "relu"),
         "upsample_argmax": lambda: (q, (3 * height, 2 * width + 1)),
-    }[name]()
+    }
+    return samples.on_device(calls[name]())
 
 
 # Different also from the channel counts: torch takes equal sizes of a first call for the same.
