@@ -47,7 +47,7 @@ import tdnet_ops  # noqa: E402
 # So that this file and all tests can import the list of samples.
 sys.path.append(str(Path(__file__).parent / "tdnet_ops"))
 
-import samples  # noqa: E402
+import samples
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

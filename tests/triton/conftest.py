@@ -17,5 +17,5 @@ collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpre
 
 @pytest.fixture(autouse=True)
 def _samples_on_the_cpu(monkeypatch):
-    """The interpreter and the compilers for absent GPUs take CPU tensors, whatever --device says."""
+    """Interpreted and merely compiled kernels take CPU tensors, whatever --device says."""
     monkeypatch.setattr(samples, "DEVICE", torch.device("cpu"))

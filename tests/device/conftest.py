@@ -1,0 +1,41 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# So that test files can import the module beside them and the list of samples.
+FOLDER = Path(__file__).resolve().parent
+sys.path += [str(FOLDER), str(FOLDER.parent / "tdnet_ops")]
+
+import samples  # noqa: E402
+
+from tdnet_ops import backends  # noqa: E402
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The first CUDA device, on which samples are made then, whatever --device says."""
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(samples, "DEVICE", device)
+    return device
+
+
+def _require(backend, device):
+    reason = backends.refusal(backend, device, torch.float32)
+    if reason is not None:
+        pytest.fail(f"backend {backend!r} cannot run on {device}: {reason}", pytrace=False)
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def kernels(request, gpu):
+    """A backend of the GPU. One that cannot run fails: who builds without it leaves it out by -k."""
+    _require(request.param, gpu)
+    return request.param
+
+
+@pytest.fixture(params=[x for x in backends.preference(samples.DEVICE.type) if x != "reference"])
+def backend(request, device):
+    """The backends with kernels for --device: the C++ one, or CUDA's and Triton's."""
+    _require(request.param, device)
+    return request.param
