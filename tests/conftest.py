@@ -92,8 +92,9 @@ def _asked_device(name: str) -> torch.device:
         return torch.device("cpu")
     found = torch.get_device_module(device).device_count()
     if (device.index or 0) >= found:
+        kind = device.type.upper()
         raise pytest.UsageError(
-            f"--device {name}: torch {torch.__version__} finds {found} {device.type.upper()} devices"
+            f"--device {name}: torch {torch.__version__} finds {found} {kind} devices"
         )
     return torch.device(device.type, device.index or 0)
 

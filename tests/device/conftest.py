@@ -29,7 +29,7 @@ def _require(backend, device):
 
 @pytest.fixture(params=["cuda", "triton"])
 def kernels(request, gpu):
-    """A backend of the GPU. One that cannot run fails: who builds without it leaves it out by -k."""
+    """A backend of the GPU. One that cannot run fails; -k leaves out what was not built."""
     _require(request.param, gpu)
     return request.param
 

@@ -188,13 +188,6 @@ def allocated_on_device() -> int:
     return torch.cuda.memory_allocated()
 
 
-def taken_from_device() -> int:
-    """Bytes that anybody has taken from the current GPU, in torch's allocator or beside it."""
-    torch.cuda.synchronize()
-    free, total = torch.cuda.mem_get_info()
-    return total - free
-
-
 def resident() -> int:
     """Bytes of this process in the host's memory, rounded down to 16 MB: Python's heap breathes."""
     text = Path("/proc/self/status").read_text()
@@ -287,7 +280,7 @@ def check_no_synchronisation(call: Call) -> None:
     call()
     torch.cuda.synchronize()
     awake = torch.cuda.Event()
-    torch.cuda._sleep(LONG_SLEEP)
+    torch.cuda._sleep(4 * LONG_SLEEP)
     awake.record()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,8 +1,8 @@
 """The first calls of a process: `python first_call.py cuda triton stream`.
 
 Each operator is called once, as the process's first use of the device but for making its input:
-"plain", in a "thread", on a side "stream", or captured in a "graph" after one call. Prints a word an
-operator; an exception, and exit code 1, if a result is wrong.
+"plain", in a "thread", on a side "stream", or captured in a "graph" after one call. Prints a word
+an operator; an exception, and exit code 1, if a result is wrong.
 """
 
 from __future__ import annotations
