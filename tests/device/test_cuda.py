@@ -196,11 +196,13 @@ PRODUCTS = [
 ]
 
 
-def allow_tf32(allowed):
-    """The user's flag of matrix products. cuDNN's own stands at torch's default, TF32, both times:
-    ours must not follow it."""
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+def is_block_sum(sample):
+    return sample.operator.startswith("block_sum")
+
+
+def set_tf32(matmul, convolution):
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if matmul else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if convolution else "ieee"
 
 
 def result_and_gradients(call, arguments):
@@ -212,22 +214,37 @@ def result_and_gradients(call, arguments):
     return outputs, [x for x in found if x is not None]
 
 
+def errors(sample, kernels):
+    """The largest relative error of the results, and that of the gradients."""
+    define = getattr(reference, sample.operator)
+    exact = result_and_gradients(define, samples.widen(samples.on_cpu(sample.arguments())))
+    found = result_and_gradients(of(sample, kernels), sample.arguments())
+    return [
+        max(checks.relative_error(x.cpu(), y) for x, y in zip(got, right, strict=True))
+        for got, right in zip(found, exact, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("sample", PRODUCTS, ids=str)
 def test_tf32_only_where_the_user_allows_it(sample, kernels):
-    arguments = sample.arguments()
-    define = getattr(reference, sample.operator)
-    exact = result_and_gradients(define, samples.widen(samples.on_cpu(arguments)))
-    errors = {}
-    for allowed in (False, True):
-        allow_tf32(allowed)
-        found = result_and_gradients(of(sample, kernels), arguments)
-        errors[allowed] = [
-            max(checks.relative_error(x.cpu(), y) for x, y in zip(got, right, strict=True))
-            for got, right in zip(found, exact, strict=True)
-        ]
-    checks.check_precision(errors[False][0], errors[True][0])
-    # A backward pass may refuse the offer, but never take what was not offered.
-    checks.check_precision(errors[False][1], errors[True][1], follows=False)
+    """By the flag of matrix products. cuDNN's own stands at torch's default, TF32, both times."""
+    set_tf32(matmul=False, convolution=True)
+    full = errors(sample, kernels)
+    set_tf32(matmul=True, convolution=True)
+    rounded = errors(sample, kernels)
+    checks.check_precision(full[0], rounded[0])
+    if not is_block_sum(sample):
+        # A backward pass may refuse the offer, but never take what was not offered.
+        checks.check_precision(full[1], rounded[1], follows=False)
+
+
+@pytest.mark.parametrize("sample", filter(is_block_sum, PRODUCTS), ids=str)
+def test_gradients_of_block_sums_follow_the_flag_of_convolutions(sample, kernels):
+    """They are torch's convolutions."""
+    set_tf32(matmul=False, convolution=False)
+    full = errors(sample, kernels)
+    set_tf32(matmul=False, convolution=True)
+    checks.check_precision(full[1], errors(sample, kernels)[1], follows=False)
 
 
 # --- more than 2**31 numbers ----------------------------------------------------------------------
