@@ -23,7 +23,7 @@ from tdnet_ops import checks
 from tdnet_ops.layouts import empty_map
 from tdnet_ops.triton import launch, maps, projection
 from tdnet_ops.triton.maps import load_tile, store_tile
-from tdnet_ops.triton.products import multiply_add, precision, softmax_step
+from tdnet_ops.triton.products import multiply_add, precision, softmax_divisor, softmax_step
 
 
 @triton.jit
@@ -56,6 +56,7 @@ def attend(
     if ONE_CHUNK:
         q_tile = load_tile(q, b, query, queries, some, key_channels)
 
+    WIDE: tl.constexpr = values.data.dtype.element_ty != tl.float16
     maximum = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     sums = tl.zeros([QUERIES, CHANNELS], tl.float32)
@@ -71,11 +72,11 @@ def attend(
                 k_tile = load_tile(k, b, key, keys, chunk + some, key_channels)
                 logits = multiply_add(q_tile, tl.trans(k_tile), logits, PRECISION)
         logits = tl.where((key < keys)[None, :], logits * scale, float("-inf"))
-        weights, rescale, maximum, total = softmax_step(logits, maximum, total)
+        weights, rescale, maximum, total = softmax_step(logits, maximum, total, WIDE)
         v_tile = load_tile(values, b, key, keys, channel, channels)
         sums = multiply_add(weights.to(v_tile.dtype), v_tile, sums * rescale[:, None], PRECISION)
 
-    result = sums / total[:, None]
+    result = sums / softmax_divisor(total, WIDE)[:, None]
     if residual is not None:
         result += load_tile(residual, b, query, queries, channel, channels).to(tl.float32)
     store_tile(out, b, query, queries, channel, channels, result)

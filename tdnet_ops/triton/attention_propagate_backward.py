@@ -25,7 +25,7 @@ from torch import Tensor
 from tdnet_ops import backends, gradients
 from tdnet_ops.triton import launch, maps
 from tdnet_ops.triton.maps import load_tile, store_tile
-from tdnet_ops.triton.products import multiply_add, precision, softmax_step
+from tdnet_ops.triton.products import multiply_add, precision, softmax_divisor, softmax_step
 
 # Enough programs to fill a large GPU a few times over.
 _PROGRAMS = 512
@@ -127,7 +127,7 @@ def row_statistics(
     for first in range(0, sizes.keys, KEYS):
         key = first + tl.arange(0, KEYS)
         logits = logits_of(q, k, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
-        weights, rescale, maximum, total = softmax_step(logits, maximum, total)
+        weights, rescale, maximum, total = softmax_step(logits, maximum, total, WIDE=True)
         grad_weights = grad_weights_of(
             grad, v, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION
         )
@@ -135,7 +135,7 @@ def row_statistics(
     place = b.to(tl.int64) * sizes.queries + query
     tl.store(rows.maximum + place, maximum, mask=query < sizes.queries)
     tl.store(rows.total + place, total, mask=query < sizes.queries)
-    tl.store(rows.delta + place, delta / total, mask=query < sizes.queries)
+    tl.store(rows.delta + place, delta / softmax_divisor(total, WIDE=True), mask=query < sizes.queries)
 
 
 @triton.jit

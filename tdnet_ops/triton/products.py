@@ -26,22 +26,57 @@ def multiply_add(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def softmax_step(logits, maximum, total):
+def _exponent_above(total):
+    """Bits of the exponent of the least power of two that is not below `total`; 0 below 0."""
+    return (total.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
+
+
+@triton.jit
+def _share(total, WIDE: tl.constexpr):
+    """A power of two, [rows]: `total` times it lies in (1/2, 1]. 1 where the sums are not WIDE."""
+    share = tl.full(total.shape, 1.0, tl.float32)
+    if WIDE:
+        share = (0x7F000000 - _exponent_above(total)).to(tl.float32, bitcast=True)
+    return share
+
+
+@triton.jit
+def softmax_step(logits, maximum, total, WIDE: tl.constexpr):
     """One tile of an online softmax over rows (Milakov and Gimelshein, 2018).
+
+    Sums of weights times values must not overflow where their mean does not: WIDE weights sum to
+    at most 1 at any time. They are divided by a power of two, so that nothing is rounded, and not
+    by the total itself. float16 needs none of it, a sum of its numbers fits into float32, and
+    would lose the small weights.
+
+    tl.exp, unlike tl.exp2 on some targets, keeps results below the least normal number: a weight
+    is 0 from exp(-104) on, as torch's.
 
     Args:
         logits: [rows, keys]; -inf weighs 0.
         maximum: [rows] of the tiles before, -inf at first.
-        total: [rows], the sum of their weights, 0 at first.
+        total: [rows], the sum of their weights relative to `maximum`, 0 at first.
+        WIDE: the values have the range of float32.
 
     Returns:
         weights [rows, keys] relative to the new maximum, the factor [rows] that puts the sums
         before on the same footing, the new maximum and total. NaN spreads; a row that is -inf
-        throughout keeps a total of 0.
+        throughout keeps a total of 0. After the last tile see `softmax_divisor`.
     """
     larger = tl.maximum(maximum, tl.max(logits, 1))
     # exp(-inf - -inf) would be NaN where only the tiles so far are -inf.
     level = tl.where(larger == float("-inf"), 0.0, larger)
     weights = tl.exp(logits - level[:, None])
     rescale = tl.exp(maximum - level)
-    return weights, rescale, larger, total * rescale + tl.sum(weights, 1)
+    new_total = total * rescale + tl.sum(weights, 1)
+    if WIDE:
+        share = _share(new_total, WIDE)
+        weights = weights * share[:, None]
+        rescale = rescale * (share * _exponent_above(total).to(tl.float32, bitcast=True))
+    return weights, rescale, larger, new_total
+
+
+@triton.jit
+def softmax_divisor(total, WIDE: tl.constexpr):
+    """What turns the sums of weights times values into means, [rows]."""
+    return total * _share(total, WIDE)

@@ -17,7 +17,7 @@ from tdnet_ops.layouts import empty_map
 from tdnet_ops.triton import launch, maps, projection
 from tdnet_ops.triton.attention_propagate import ShapeClass, candidates
 from tdnet_ops.triton.maps import load_tile, store_tile, tile_pointers
-from tdnet_ops.triton.products import multiply_add, precision, softmax_step
+from tdnet_ops.triton.products import multiply_add, precision, softmax_divisor, softmax_step
 
 
 @triton.jit
@@ -42,6 +42,7 @@ def propagate(
     query = program // slices % tiles * QUERIES + tl.arange(0, QUERIES)
     b = program // slices // tiles
 
+    WIDE: tl.constexpr = values.data.dtype.element_ty != tl.float16
     maximum = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     sums = tl.zeros([QUERIES, CHANNELS], tl.float32)
@@ -52,11 +53,11 @@ def propagate(
             mask=(query < queries)[:, None] & (key < keys)[None, :],
             other=float("-inf"),
         ).to(tl.float32)
-        weights, rescale, maximum, total = softmax_step(logits, maximum, total)
+        weights, rescale, maximum, total = softmax_step(logits, maximum, total, WIDE)
         v_tile = load_tile(values, b, key, keys, channel, channels)
         sums = multiply_add(weights.to(v_tile.dtype), v_tile, sums * rescale[:, None], PRECISION)
 
-    result = sums / total[:, None]
+    result = sums / softmax_divisor(total, WIDE)[:, None]
     if residual is not None:
         result += load_tile(residual, b, query, queries, channel, channels).to(tl.float32)
     store_tile(out, b, query, queries, channel, channels, result)
