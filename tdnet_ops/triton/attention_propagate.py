@@ -166,8 +166,8 @@ _TILES = {
     ),
     ("tf32", "many"): ((128, 32, 128, 8), (64, 32, 128, 4), (64, 32, 128, 8), (64, 32, 64, 8)),
     ("tf32", "few"): ((32, 32, 128, 4), (32, 32, 64, 4), (16, 32, 64, 4)),
-    ("float32", "many"): ((32, 32, 128, 4), (32, 32, 64, 4), (16, 32, 64, 4)),
-    ("float32", "few"): ((16, 32, 128, 4), (16, 32, 64, 4)),
+    ("float32", "many"): ((32, 32, 128, 4), (32, 32, 64, 4), (16, 32, 64, 4), (16, 32, 32, 4)),
+    ("float32", "few"): ((16, 32, 128, 4), (16, 32, 64, 4), (16, 32, 32, 4)),
 }
 _MANY = 8192
 
@@ -195,14 +195,18 @@ class ShapeClass(NamedTuple):
 @functools.cache
 def candidates(shape_class: ShapeClass) -> list[launch.Configuration]:
     kind, rows, channels, _ = shape_class
+    tiles = (
+        (queries, keys, min(channels, slice_), warps)
+        for queries, keys, slice_, warps in _TILES[kind, rows]
+    )
     return [
         {
             "QUERIES": queries,
             "KEYS": keys,
-            "CHANNELS": min(channels, slice_),
+            "CHANNELS": slice_,
             "num_warps": warps,
             "num_stages": stages,
         }
-        for queries, keys, slice_, warps in _TILES[kind, rows]
+        for queries, keys, slice_, warps in dict.fromkeys(tiles)  # each once
         for stages in (3, 2)
     ]

@@ -135,7 +135,9 @@ def row_statistics(
     place = b.to(tl.int64) * sizes.queries + query
     tl.store(rows.maximum + place, maximum, mask=query < sizes.queries)
     tl.store(rows.total + place, total, mask=query < sizes.queries)
-    tl.store(rows.delta + place, delta / softmax_divisor(total, WIDE=True), mask=query < sizes.queries)
+    tl.store(
+        rows.delta + place, delta / softmax_divisor(total, WIDE=True), mask=query < sizes.queries
+    )
 
 
 @triton.jit

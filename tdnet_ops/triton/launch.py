@@ -2,8 +2,13 @@
 
 A configuration is a dictionary: tile sizes (constants of the kernel), num_warps, num_stages. For a
 known class of devices it stands in defaults.json, by kernel and shape class; elsewhere
-triton.autotune chooses among the kernel's candidates in the first call, and the choice is kept for
-the process. `python -m tdnet_ops.triton.tune` writes the table anew.
+triton.autotune chooses among the kernel's candidates in the first call. The choice is kept for the
+process.
+
+The table names the Tritons that made it. Users bring others, under which a configuration may spill
+registers, or not fit at all: the first call of a shape class compiles it and looks, and fails over
+to the next candidate, the largest first, until one is clean. `python -m tdnet_ops.triton.tune`
+writes the table anew.
 """
 
 from __future__ import annotations
@@ -11,13 +16,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
+
+from tdnet_ops.triton.compiled import flaw
 
 Configuration = Mapping[str, int]
 
@@ -25,12 +35,56 @@ Configuration = Mapping[str, int]
 _OPTIONS = {"enable_fp_fusion": True}
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a device class of the table comes from."""
+
+    how: str  # "timed" on such a device, or "predicted" by compiling
+    triton: Sequence[str]  # versions under which every configuration is clean
+
+
+@dataclass(frozen=True)
+class Table:
+    """defaults.json."""
+
+    configurations: dict[str, dict[str, dict[str, Configuration]]]
+    """Device class -> kernel -> shape class -> configuration."""
+    sources: dict[str, Source]
+    """By device class."""
+
+    @classmethod
+    def read(cls, text: str) -> Table:
+        table = json.loads(text)
+        sources = {name: Source(**source) for name, source in table["sources"].items()}
+        return cls(table["configurations"], sources)
+
+    def find(self, device: str, kernel: str, shape_class: str) -> Configuration | None:
+        return self.configurations.get(device, {}).get(kernel, {}).get(shape_class)
+
 
 @functools.cache
-def table() -> dict[str, dict[str, dict[str, Configuration]]]:
-    """Device class -> kernel -> shape class -> configuration: as shipped, and as tuned since."""
-    text = resources.files(__package__).joinpath("defaults.json").read_text()
-    return json.loads(text)["configurations"]
+def table() -> Table:
+    return Table.read(resources.files(__package__).joinpath("defaults.json").read_text())
+
+
+@dataclass
+class Choice:
+    """What the launches of one shape class run in."""
+
+    left: list[Configuration]
+    """The first runs; the others are to fail over to."""
+    timed: bool
+    """By this Triton: it runs well, whatever the compiler made of it."""
+    seen: set[Any] = field(default_factory=set)
+    """Compiled kernels that were looked at: a shape class has several, by sizes and strides of 1,
+    alignment, and which arguments are None."""
+
+
+# By device class, kernel and shape class.
+choices: dict[tuple[str, str, str], Choice] = {}
 
 
 @functools.cache
@@ -89,21 +143,30 @@ def launch(
     Args:
         like: a tensor of that device.
         shape_class: launches of one class share a configuration.
-        candidates: to choose from where the table has none; the first is the one to take where
-            nothing can be timed.
+        candidates: to choose from where the table has none, and to fail over to; the first is the
+            one to take where nothing can be timed.
         programs: the size of the grid.
         arguments: all of the kernel's but the constants of the configuration. What the kernel
             writes it does not read: timing runs it many times.
+
+    Raises:
+        triton.OutOfResources and other errors of Triton: no candidate fits.
     """
-    known = table().setdefault(device_class(like.device), {}).setdefault(kernel.__name__, {})
+    key = (device_class(like.device), kernel.__name__, shape_class)
     with _current(like.device):
-        chosen = known.get(shape_class)
-        if chosen is None:
-            if _capturing(like.device):
-                chosen = candidates[0]
-            else:
-                chosen = known[shape_class] = choose(kernel, candidates, programs, arguments)
-        compiled = run(kernel, chosen, programs, arguments)
+        choice = choices.get(key)
+        if choice is None:
+            choice = _choose(key, kernel, candidates, programs, arguments, _capturing(like.device))
+        try:
+            compiled = run(kernel, choice.left[0], programs, arguments)
+        except (TritonError, RuntimeError) as error:
+            if not _does_not_fit(error):
+                raise
+            _fail_over(choice, key, kernel, programs, arguments)
+            compiled = run(kernel, choice.left[0], programs, arguments)
+        if not choice.timed and compiled not in choice.seen:
+            # It has run, and rightly; the next launch takes the better one.
+            _fail_over(choice, key, kernel, programs, arguments)
     if launched is not None:
         launched((compiled, shape_class))
 
@@ -123,15 +186,88 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _tuned(
+def _choose(
+    key: tuple[str, str, str],
+    kernel: Any,
+    candidates: Sequence[Configuration],
+    programs: Callable[[Configuration], int],
+    arguments: Mapping[str, Any],
+    capturing: bool,
+) -> Choice:
+    """The choice of a shape class in its first launch; compiles, and launches only to time."""
+    shipped = table().find(*key)
+    first, timed = candidates[0], False
+    if shipped is not None:
+        source = table().sources[key[0]]
+        first, timed = shipped, source.how == "timed" and triton.__version__ in source.triton
+    elif _can_time() and not capturing:
+        first, timed = _fastest(kernel, candidates, programs, arguments), True
+    place = candidates.index(first) + 1 if first in candidates else 0
+    choice = Choice([first, *candidates[place:]], timed or INTERPRETED)
+    if not choice.timed:
+        _fail_over(choice, key, kernel, programs, arguments)
+    if shipped is not None or not capturing:
+        choices[key] = choice
+    return choice
+
+
+def _does_not_fit(error: Exception) -> bool:
+    """Whether it is about one configuration: too large, or the compiler fails on it."""
+    return isinstance(error, TritonError) or "PassManager::run failed" in str(error)
+
+
+def _fail_over(
+    choice: Choice,
+    key: tuple[str, str, str],
+    kernel: Any,
+    programs: Callable[[Configuration], int],
+    arguments: Mapping[str, Any],
+) -> None:
+    """Moves on to the first configuration that is clean with these arguments; launches nothing.
+
+    Where none is, to the one that spills least.
+
+    Raises:
+        the error of the last one, if none fits.
+    """
+    flawed: list[tuple[int, Configuration]] = []
+    for place, configuration in enumerate(choice.left):
+        try:
+            compiled = kernel.warmup(
+                **arguments, **configuration, **_OPTIONS, grid=(programs(configuration),)
+            )
+            reason = flaw(compiled)
+        except (TritonError, RuntimeError) as error:
+            last = place == len(choice.left) - 1
+            if not _does_not_fit(error) or (last and not flawed):
+                raise
+            reason = str(error)
+        else:
+            if reason is None:
+                choice.left = choice.left[place:]
+                choice.seen.add(compiled)
+                return
+            flawed.append((compiled.n_spills, configuration))
+            # Nothing more to be done about it.
+            choice.seen.add(compiled)
+        _log.info(
+            "%s, %s, %s: %s under Triton %s: %s", *key, configuration, triton.__version__, reason
+        )
+    choice.left = [min(flawed, key=lambda found: found[0])[1]]
+
+
+def _can_time() -> bool:
+    """Whether kernels really run: not under the interpreter, nor where they are only compiled."""
+    return not INTERPRETED and hasattr(triton.runtime.driver.active, "get_benchmarker")
+
+
+def _fastest(
     kernel: Any,
     candidates: Sequence[Configuration],
     programs: Callable[[Configuration], int],
     arguments: Mapping[str, Any],
 ) -> Configuration:
-    """The fastest candidate by triton.autotune; the first where nothing can be timed."""
-    if INTERPRETED or len(candidates) == 1:
-        return candidates[0]
+    """By triton.autotune, which passes over those that do not fit."""
     options = ("num_warps", "num_stages")
     configurations = {
         triton.Config(
@@ -145,7 +281,5 @@ def _tuned(
     return configurations[tuner.best_config]
 
 
-# How a configuration is chosen where the table has none, and who is told of every launch: for
-# tune.py and targets.py.
-choose: Callable[..., Configuration] = _tuned
+# Who is told of every launch: targets.py.
 launched: Callable[[tuple[Any, str]], None] | None = None

@@ -1,8 +1,8 @@
-"""Compile the kernels for a GPU that need not be here, and read what the compiler made of them.
+"""Compile the kernels for a GPU that need not be here.
 
-    with targets.compiling_for("cuda-90") as compiled:
+    with targets.compiling_for("cuda-90") as launched:
         tdnet_ops.triton.spatial_pool(torch.empty(1, 64, 97, 193), 4)
-    print([targets.resources(kernel) for kernel, _ in compiled])
+    print([compiled.resources(kernel) for kernel, _ in launched])
 
 Inside the block a launch compiles for that GPU and runs nothing: results are not filled in.
 """
@@ -15,7 +15,6 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,62 +39,44 @@ NAMES = tuple(MOST_SHARED)
 _numbers = itertools.count(1000)
 
 
-@dataclass(frozen=True)
-class Resources:
-    """Of one compiled kernel."""
+def _amd(binary: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it spills, from the MessagePack notes of an ELF file.
 
-    kernel: str
-    registers: int  # of a thread
-    spilled: int  # bytes of a thread, to memory
-    shared: int  # bytes of a block
-    matrix_instructions: int
-    threads: int  # of a block
+    Scalar registers spill to lanes of vector registers; this is memory.
+    """
 
+    def number(name: bytes) -> int:
+        place = binary.index(name) + len(name)
+        first = binary[place]
+        # A small number is one byte; longer ones come after a byte that says how long.
+        size = {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(first, 0)
+        return int.from_bytes(binary[place + 1 : place + 1 + size], "big") if size else first
 
-def resources(compiled: Any) -> Resources:
-    """What the compiler made of a kernel, from its machine code."""
-    metadata = compiled.metadata
-    amd = metadata.target.backend == "hip"
-    registers, spilled, matrix = _amd(compiled.asm) if amd else _nvidia(compiled.asm)
-    threads = metadata.num_warps * metadata.target.warp_size
-    return Resources(metadata.name, registers, spilled, metadata.shared, matrix, threads)
+    return number(b".vgpr_count"), number(b".private_segment_fixed_size")
 
 
-def _amd(asm: Any) -> tuple[int, int, int]:
-    text = asm["amdgcn"]
-
-    def number(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s*(\d+)", text)[1])  # type: ignore[index]
-
-    # Scalar registers spill to lanes of vector registers; this is memory.
-    spilled = number("private_segment_fixed_size")
-    return number("vgpr_count"), spilled, len(re.findall(r"\bv_mfma_", text))
-
-
-def _nvidia(asm: Any) -> tuple[int, int, int]:
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+def _nvidia(binary: bytes) -> tuple[int, int]:
+    """The like from a cubin. The stack holds nothing else: kernels have no arrays, call nothing."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
+        file.write(binary)
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [tools / tool, option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
+        command = [str(tool), "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
-    # The stack holds nothing else: the kernels have no arrays and call nothing.
-    spilled = int(found[2]) if re.search(r"\b(LDL|STL)\b", code) else 0
-    return int(found[1]), spilled, len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", code))
+    return int(found[1]), int(found[2])
 
 
 class _Utils:
-    def __init__(self, most_shared: int) -> None:
+    def __init__(self, backend: str, most_shared: int) -> None:
+        self._look = _amd if backend == "hip" else _nvidia
         self._most_shared = most_shared
 
-    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
-        return 1, 1, 0, 0, 1024
+    def load_binary(self, _: str, binary: bytes, *__: Any) -> tuple[int, int, int, int, int]:
+        """A module, a function, its registers, spilled registers, most threads; as Triton's."""
+        registers, spilled = self._look(binary)
+        return 1, 1, registers, spilled // 4, 1024
 
     def unload_module(self, _: Any) -> None:
         pass
@@ -113,7 +94,7 @@ class _Driver:
         self._target = GPUTarget(backend, arch if hip else int(arch), 64 if hip else 32)
         # Kernels are kept by device.
         self._device = next(_numbers)
-        self.utils = _Utils(MOST_SHARED[name])
+        self.utils = _Utils(backend, MOST_SHARED[name])
 
     def get_current_target(self) -> GPUTarget:
         return self._target
@@ -136,7 +117,7 @@ def compiling_for(name: str) -> Iterator[list[tuple[Any, str]]]:
     """Launches inside the block compile for the GPU `name`; they take CPU tensors and run nothing.
 
     Yields:
-        The launches so far: a triton.compiler.CompiledKernel, see `resources`, and its shape class.
+        The launches so far: a triton.compiler.CompiledKernel, see compiled.py, and its shape class.
 
     Raises:
         ValueError: not one of NAMES.
@@ -149,12 +130,14 @@ def compiling_for(name: str) -> Iterator[list[tuple[Any, str]]]:
     driver = triton.runtime.driver
     driver.set_active(_Driver(name))
     launch.device_class.cache_clear()
-    compiled: list[tuple[Any, str]] = []
-    launch.launched = compiled.append
+    usual, launch.choices = launch.choices, {}
+    launches: list[tuple[Any, str]] = []
+    launch.launched = launches.append
     try:
-        yield compiled
+        yield launches
     finally:
         launch.launched = None
+        launch.choices = usual
         with contextlib.suppress(RuntimeError):  # There is no driver to go back to without a GPU.
             driver.reset_active()
         launch.device_class.cache_clear()

@@ -3,56 +3,48 @@
     python -m tdnet_ops.triton.tune                      # this GPU: by timing
     python -m tdnet_ops.triton.tune --target cuda-90     # a GPU that is not here: by compiling
 
-By timing, triton.autotune times every candidate of every kernel. By compiling, the first candidate
-is taken that spills no registers and fits into shared memory: a prediction, and marked so.
+By timing, triton.autotune times every candidate of every kernel. By compiling, each kernel keeps
+the configuration of the table if it spills no registers, fits and uses matrix instructions, else
+goes on to the first later candidate that does: a prediction, and marked so. The table names the
+Tritons under which all configurations of a target are clean. To make it hold for several, run this
+under each in turn until it names them all; `--anew` begins with the largest candidates.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
 
 from tdnet_ops import backends
 from tdnet_ops.triton import launch, targets
+from tdnet_ops.triton.compiled import flaw
 from tdnet_ops.triton.workloads import workloads
 
 DEFAULTS = Path(__file__).with_name("defaults.json")
 
-
-def _compiled(
-    kernel: Any,
-    candidates: Sequence[launch.Configuration],
-    programs: Callable[[launch.Configuration], int],
-    arguments: Mapping[str, Any],
-) -> launch.Configuration:
-    """The first candidate that spills nothing and fits."""
-    for candidate in candidates:
-        try:
-            compiled = launch.run(kernel, candidate, programs, arguments)
-        except triton.OutOfResources:
-            continue
-        if targets.resources(compiled).spilled == 0:
-            return candidate
-    raise RuntimeError(f"{kernel.__name__}: every candidate spills or is too large")
+Configurations = dict[str, dict[str, launch.Configuration]]
 
 
-def _run_all(device: torch.device) -> dict[str, dict[str, launch.Configuration]]:
+def _run_all(device: torch.device) -> Configurations:
     """The choices for every workload, by kernel and shape class."""
-    known = launch.table()[launch.device_class(device)] = {}
     for name, workload in workloads(device):
         print(name, flush=True)
         workload()
-    return known
+    chosen: Configurations = {}
+    for (device_class, kernel, shape_class), choice in launch.choices.items():
+        if device_class == launch.device_class(device):
+            chosen.setdefault(kernel, {})[shape_class] = choice.left[0]
+    return chosen
 
 
-def tune() -> tuple[str, dict[str, dict[str, launch.Configuration]]]:
+def tune() -> tuple[str, Configurations]:
     """Times every candidate on this machine's GPU.
 
     Raises:
@@ -62,28 +54,41 @@ def tune() -> tuple[str, dict[str, dict[str, launch.Configuration]]]:
     reason = backends.refusal("triton", device, torch.float32)
     if reason is not None:
         raise RuntimeError(f"nothing can be timed: {reason}")
-    return launch.device_class(device), _run_all(device)
+    name = launch.device_class(device)
+    launch.table().configurations.pop(name, None)
+    return name, _run_all(device)
 
 
-def predict(target: str) -> dict[str, dict[str, launch.Configuration]]:
-    """Compiles for a GPU that need not be here."""
-    usual, launch.choose = launch.choose, _compiled
-    try:
-        with targets.compiling_for(target):
-            return _run_all(torch.device("cpu"))
-    finally:
-        launch.choose = usual
+def predict(target: str, anew: bool = False) -> Configurations:
+    """Compiles for a GPU that need not be here.
+
+    Raises:
+        RuntimeError: no candidate of a kernel is clean.
+    """
+    if anew:
+        launch.table().configurations.pop(target, None)
+    with targets.compiling_for(target) as launched:
+        configurations = _run_all(torch.device("cpu"))
+    for compiled, shape_class in launched:
+        reason = flaw(compiled)
+        if reason is not None:
+            name = compiled.metadata.name
+            raise RuntimeError(
+                f"{name}, {shape_class}: every candidate is flawed, the best {reason}"
+            )
+    return configurations
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code: 1 if nothing can be timed here, or nothing fits."""
     parser = argparse.ArgumentParser(prog="python -m tdnet_ops.triton.tune", description=__doc__)
     parser.add_argument("--target", nargs="+", choices=targets.NAMES, default=[])
+    parser.add_argument("--anew", action="store_true", help="begin with the largest candidates")
     parser.add_argument("--output", type=Path, default=DEFAULTS, help="table to update")
     options = parser.parse_args(arguments)
     try:
         for target in options.target:
-            _write(options.output, target, predict(target), "predicted")
+            _write(options.output, target, predict(target, options.anew), "predicted")
         if not options.target:
             _write(options.output, *tune(), "timed")
     except RuntimeError as error:
@@ -92,15 +97,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _write(
-    path: Path, target: str, configurations: dict[str, dict[str, launch.Configuration]], source: str
-) -> None:
+def _write(path: Path, target: str, configurations: Configurations, how: str) -> None:
     """Enters one target into the table at `path`, a copy of the shipped one at first."""
-    table = json.loads((path if path.exists() else DEFAULTS).read_text())
-    table["configurations"][target] = configurations
-    table["sources"][target] = f"{source}, triton {triton.__version__}"
+    table = launch.Table.read((path if path.exists() else DEFAULTS).read_text())
+    known = table.sources.get(target)
+    versions = {triton.__version__}
+    if known and known.how == how and table.configurations.get(target) == configurations:
+        versions.update(known.triton)
+    table.configurations[target] = configurations
+    table.sources[target] = launch.Source(how, sorted(versions))
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    new.write_text(json.dumps(dataclasses.asdict(table), indent=1, sort_keys=True) + "\n")
     new.replace(path)
 
 

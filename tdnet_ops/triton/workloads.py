@@ -18,18 +18,21 @@ Workload = tuple[str, Callable[[], object]]
 
 
 class _Random(NamedTuple):
-    """Makes tensors."""
+    """Makes tensors; of any numbers on a CPU, where nothing runs."""
 
     dtype: torch.dtype
     device: torch.device
     layout: torch.memory_format
 
+    def _numbers(self, *shape: int) -> Tensor:
+        x = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return x if x.is_cpu else x.normal_()
+
     def map(self, channels: int, size: tuple[int, int]) -> Tensor:
-        x = torch.randn(1, channels, *size, dtype=self.dtype, device=self.device)
-        return x.contiguous(memory_format=self.layout)
+        return self._numbers(1, channels, *size).to(memory_format=self.layout)
 
     def matrix(self, *shape: int) -> Tensor:
-        return torch.randn(shape, dtype=self.dtype, device=self.device) * shape[-1] ** -0.5
+        return self._numbers(*shape) * shape[-1] ** -0.5
 
 
 def workloads(device: torch.device) -> Iterator[Workload]:
@@ -49,6 +52,10 @@ def workloads(device: torch.device) -> Iterator[Workload]:
                 yield f"{product}, {kind}, {name}", workload
 
 
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[2], x.shape[3]
+
+
 def _products(random: _Random, allow_tf32: bool) -> Iterator[Workload]:
     q, keys = random.map(64, _QUERIES), random.map(64, _KEYS)
     deep, deep_keys = random.map(256, _QUERIES), random.map(256, _KEYS)
@@ -57,20 +64,26 @@ def _products(random: _Random, allow_tf32: bool) -> Iterator[Workload]:
         yield f"pooled_affinity, {x.shape[1]}", affinity
     attend = partial(kernels.attention_propagate, allow_tf32=allow_tf32)
     v = random.map(128, _KEYS)
-    yield "attention_propagate, many deep", partial(attend, deep, deep_keys, v)
-    yield "attention_propagate, few deep", partial(attend, deep_keys, deep_keys, v)
+    # With a residual, as in the model: without one a kernel has less to hold.
+    for queries, rows in ((deep, "many"), (deep_keys, "few")):
+        residual = random.map(128, _size(queries))
+        yield (
+            f"attention_propagate, {rows} deep",
+            partial(attend, queries, deep_keys, v, residual),
+        )
     for queries in (q, keys):
         logits = random.matrix(1, queries[0, 0].numel(), keys[0, 0].numel())
-        size = list(queries.shape[2:])
+        size = _size(queries)
         for channels in (128, 512):
-            v = random.map(channels, _KEYS)
+            v, residual = random.map(channels, _KEYS), random.map(channels, size)
             yield (
                 f"attention_propagate, {size}, {channels}",
-                partial(attend, queries, keys, v),
+                partial(attend, queries, keys, v, residual),
             )
+            propagate = partial(kernels.softmax_propagate, logits, v, size, residual)
             yield (
                 f"softmax_propagate, {size}, {channels}",
-                partial(kernels.softmax_propagate, logits, v, size, allow_tf32=allow_tf32),
+                partial(propagate, allow_tf32=allow_tf32),
             )
     v, grad = random.map(512, _KEYS), random.map(512, _QUERIES)
     backward = kernels.attention_propagate_backward

@@ -10,20 +10,25 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent / "interpreted"
-# Of each file, how many tests there are at least: none may be lost in silence.
+# Of each file, how many tests there are at least, and how many more that are slow: none may be
+# lost in silence.
 FILES = {
-    "test_samples.py": 1050,
-    "test_rules.py": 400,
-    "test_gradients.py": 120,
-    "test_bench.py": 7,
+    "test_samples.py": (300, 700),
+    "test_rules.py": (400, 0),
+    "test_ranges.py": (70, 0),
+    "test_gradients.py": (60, 60),
+    "test_bench.py": (7, 0),
 }
 
 
-def run(file):
+def run(file, marks):
     # The interpreter is NumPy, which several threads slow down.
     single = dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], "1")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / file)],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks),
+            str(FOLDER / file),
+        ],
         capture_output=True,
         text=True,
         cwd=FOLDER,  # not where the sources of the package are
@@ -31,16 +36,32 @@ def run(file):
     )
 
 
-@pytest.fixture(scope="module")
-def results():
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {file: pool.submit(run, file) for file in FILES}
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_interpreted(results, file):
-    result = results[file].result()
+def check(result, least):
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-4000:]
     passed = int(re.search(r"(\d+) passed", result.stdout)[1])
-    assert passed >= FILES[file]
+    assert passed >= least
     assert "skipped" not in result.stdout
+
+
+@pytest.fixture(scope="module")
+def results(request):
+    """The processes of the tests that were asked for, side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {
+            item.callspec.id: pool.submit(run, *item.callspec.params.values())
+            for item in request.session.items
+            if item.path == Path(__file__)
+        }
+
+
+FAST = [pytest.param(file, "not slow", id=file) for file in FILES]
+SLOW = [
+    pytest.param(file, "slow", id=f"slow {file}", marks=pytest.mark.slow)
+    for file, (_, slow) in FILES.items()
+    if slow
+]
+
+
+@pytest.mark.parametrize(("file", "marks"), FAST + SLOW)
+def test_interpreted(results, request, file, marks):
+    check(results[request.node.callspec.id].result(), FILES[file][marks == "slow"])
