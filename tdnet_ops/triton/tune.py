@@ -56,6 +56,7 @@ def tune() -> tuple[str, Configurations]:
         raise RuntimeError(f"nothing can be timed: {reason}")
     name = launch.device_class(device)
     launch.table().configurations.pop(name, None)
+    launch.choices.clear()
     return name, _run_all(device)
 
 

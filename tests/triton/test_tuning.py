@@ -1,5 +1,6 @@
 """Choosing configurations: from the table, by timing, by compiling; failing over."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -260,6 +261,19 @@ def test_the_command_says_that_no_candidate_is_clean(monkeypatch, tmp_path, spil
     assert tune.main(["--target", TARGET, "--output", str(output)]) == 1
     assert "pool, pixels: every candidate is flawed" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_command_times_whatever_the_table_says(monkeypatch, tmp_path, clock):
+    monkeypatch.setattr(tune, "workloads", few)
+    monkeypatch.setattr(tune.backends, "refusal", lambda *_: None)
+    monkeypatch.setattr(launch, "_current", lambda device: contextlib.nullcontext())
+    output = tmp_path / "table.json"
+    with targets.compiling_for(TARGET):
+        assert tune.main(["--output", str(output)]) == 0
+    table = launch.Table.read(output.read_text())
+    assert table.find(TARGET, "pool", "pixels") == pool_candidates("pixels")[-1]
+    assert table.sources[TARGET] == launch.Source("timed", [triton.__version__])
+    assert len(clock) == len(pool_candidates("pixels"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to time")
