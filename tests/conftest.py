@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Processes of pytest-xdist share the cores: threads beside each would wait for each other, spinning.
+# Processes of pytest-xdist share the cores: more threads would spin waiting for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -47,7 +47,7 @@ import tdnet_ops  # noqa: E402
 # So that this file and all tests can import the list of samples.
 sys.path.append(str(Path(__file__).parent / "tdnet_ops"))
 
-import samples
+import samples  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
