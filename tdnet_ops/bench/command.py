@@ -142,10 +142,14 @@ def _selected(options: argparse.Namespace) -> list[Case]:
     ]
 
 
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
+
+
 def _print_list(console: Console, cases: Sequence[Case]) -> None:
     for case in cases:
         asked = " (only if named by --case)" if case.on_request else ""
-        console.print(f"{case}: {case.shapes}{asked}", soft_wrap=True, markup=False)
+        _say(console, f"{case}: {case.shapes}{asked}")
 
 
 def _print_notes(console: Console, rows: Sequence[Row], said: set[str]) -> None:
@@ -157,7 +161,7 @@ def _print_notes(console: Console, rows: Sequence[Row], said: set[str]) -> None:
         if row.status == "failed":
             line = f"{row.operator} {row.case} failed: {row.note}"
         if row.note and line not in said:
-            console.print(line, soft_wrap=True, markup=False)
+            _say(console, line)
             said.add(line)
 
 
@@ -193,18 +197,15 @@ def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequ
     torch.set_num_threads(options.threads)
     stamped = report.stamp(setting, arguments)
     console = report.console()
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
     for key, value in stamped.items():
-        say(f"{key}: {value}")
+        _say(console, f"{key}: {value}")
     names = options.peers or peers.usual(options.device, options.seconds)
     if not (options.peers or options.seconds):
-        say(f"left out, for they compile: {', '.join(peers.slow(options.device))}; see --peers")
+        slow = ", ".join(peers.slow(options.device))
+        _say(console, f"left out, for they compile: {slow}; see --peers")
     watch = quiet.Watch(options.threads)
     for sign in watch.load():
-        say(f"not quiet, before the first case: {sign}")
+        _say(console, f"not quiet, before the first case: {sign}")
     rows: list[Row] = []
     said: set[str] = set()
     interrupted = False
@@ -217,25 +218,30 @@ def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequ
             _print_notes(console, measured, said)
             console.print(report.table_of_case(measured))
             for sign in signs:
-                say(f"not quiet: {sign}")
+                _say(console, f"not quiet: {sign}")
     except KeyboardInterrupt:
         print("interrupted: the finished cases are kept", file=sys.stderr)
         interrupted = True
-    if len(cases) > 1 and rows:
-        console.print(report.table_of_ratios(rows))
-    disturbed = {(row.operator, row.case) for row in rows if row.disturbed}
-    if disturbed:
-        say(
-            f"not quiet in {len(disturbed)} of {len(cases)} cases: measure again on an idle machine"
-        )
-    for name in set(options.peers or ()) - {row.peer for row in rows}:
-        say(f"{name}: none of these operators has such a form")
+    _print_summary(console, rows, options.peers or ())
     ours = [row for row in rows if row.role == "ours"]
     if options.plot and any(row.status == "timed" for row in ours):
         plot.write_roofline(options.plot, rows, stamped)
     if interrupted:
         return INTERRUPTED
     return FAILED if any(row.status != "timed" for row in ours) else FINISHED
+
+
+def _print_summary(console: Console, rows: Sequence[Row], asked: Sequence[str]) -> None:
+    """All cases in one table, how many of them are in doubt, and peers that none of them has."""
+    measured = {(row.operator, row.case) for row in rows}
+    disturbed = {(row.operator, row.case) for row in rows if row.disturbed}
+    if len(measured) > 1:
+        console.print(report.table_of_ratios(rows))
+    if disturbed:
+        advice = "measure again on an idle machine"
+        _say(console, f"not quiet in {len(disturbed)} of {len(measured)} cases: {advice}")
+    for name in set(asked) - {row.peer for row in rows}:
+        _say(console, f"{name}: none of these operators has such a form")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from tdnet_ops.bench.case import Setting
 from tdnet_ops.bench.suite import Row
 
 # Wide enough for every column where the output is no terminal.
-FILE_WIDTH = 170
+FILE_WIDTH = 400
 
 
 def console() -> Console:

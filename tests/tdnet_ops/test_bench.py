@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -969,6 +970,21 @@ def test_interrupt_keeps_finished_cases(capsys, tmp_path, monkeypatch):
     assert (code, "interrupted" in err) == (130, True)
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert {row["operator"] for row in rows} == {"attention_propagate"}
+
+
+def test_every_column_of_a_gpu_fits_a_file(capsys):
+    names = peers.usual(GPU, 1.0)
+    (case,) = [case for case in CASES if str(case) == "block_sum_reduce td2-psp50-value-769x1537"]
+    rows = [
+        dataclasses.replace(timed(name, "peer"), operator=case.operator, case=case.name, ratio=1234)
+        for name in names
+    ]
+    ours = dataclasses.replace(rows[0], peer="cuda", role="ours", ratio=None)
+    report.console().print(report.table_of_ratios([ours, *rows]))
+    out = capsys.readouterr().out
+    assert all(f" {name} " in out for name in names)
+    assert out.count("1,234x") == len(names)
+    assert str(case) in out
 
 
 def test_a_single_round_compiles_nothing(capsys):
