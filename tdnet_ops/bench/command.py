@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         metavar="S",
         default=math.inf,
-        help="of the whole run: cases share what is left of it, none starts after it",
+        help="of the whole run: cases share what is left of it, one of each operator before the "
+        "second of any, and none starts after it",
     )
     parser.add_argument(
         "--warm",
@@ -140,6 +142,16 @@ def _selected(options: argparse.Namespace) -> list[Case]:
         if (not options.op or case.operator in options.op)
         and (case.name in named if named else everything or not case.on_request)
     ]
+
+
+def _one_of_each_first(cases: Sequence[Case]) -> list[Case]:
+    """The first case of every operator, then every second one, and so on."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for case in cases:
+        turns.append(seen[case.operator])
+        seen[case.operator] += 1
+    return [cases[i] for i in sorted(range(len(cases)), key=turns.__getitem__)]
 
 
 def _say(console: Console, line: str) -> None:
@@ -176,6 +188,8 @@ def _measured_cases(
     options: argparse.Namespace, cases: Sequence[Case], setting: Setting, names: Sequence[str]
 ) -> Iterator[list[Row]]:
     """The rows of one case after the other, until the budget is spent."""
+    if math.isfinite(options.budget):
+        cases = _one_of_each_first(cases)
     end = time.monotonic() + options.budget
     for number, case in enumerate(cases):
         left = end - time.monotonic()

@@ -94,10 +94,12 @@ def run_case(case: Case, setting: Setting, names: Sequence[str], seconds: float)
     ]
     work = dict.fromkeys(calls, (problems[0].operations, problems[0].compulsory_bytes))
     work |= {name: (roof.operations, roof.moved_bytes) for name, roof in measured.items()}
-    timed = [_timed(row, times, ours, work) if row.peer in times else row for row in rows]
+    sets = {name: len(each) for name, each in everybody.items()}
     return [
-        replace(row, input_sets=len(everybody[row.peer])) if row.peer in times else row
-        for row in timed
+        replace(_timed(row, times, ours, work), input_sets=sets[row.peer])
+        if row.peer in times
+        else row
+        for row in rows
     ]
 
 

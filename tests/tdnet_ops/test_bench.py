@@ -1022,6 +1022,15 @@ def test_budget_is_shared_and_ends_the_run(capsys, tmp_path, monkeypatch):
     assert list(dict.fromkeys(row["operator"] for row in rows)) == [name for name, _ in asked]
 
 
+def test_a_budget_reaches_every_operator_first():
+    ordered = command._one_of_each_first([case for case in CASES if case.name != "tiny"])
+    operators = [case.operator for case in ordered]
+    assert operators[:7] == list(dict.fromkeys(case.operator for case in CASES))
+    assert ordered[0].name == "psp-769x1537"
+    assert len(ordered) == len(set(map(str, ordered))) == len(CASES) - len(TINY)
+    assert operators[7:9] == ["attention_propagate", "pooled_affinity"]
+
+
 def test_a_case_that_fails_does_not_take_the_others_along(capsys, tmp_path, monkeypatch):
     def run_case(case, *rest):
         if case.operator == "spatial_pool":
