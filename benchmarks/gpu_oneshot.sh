@@ -112,15 +112,16 @@ stage_sanitizers() {
   return $status
 }
 
+# The budget, in seconds, leaves time for the imports.
 bench() {
-  local options=(--device "$device" --dtype "$1" --seconds 1)
+  local options=(--device "$device" --dtype "$1" --seconds 1 --budget "$2")
   in_dry_run && options=(--device cpu --dtype "$1" --seconds 0 --threads 1 --case tiny
     --op spatial_pool --peers reference)
   "$python" -m tdnet_ops.bench "${options[@]}" --csv "$out/bench_$1.csv"
 }
 
-stage_bench_float16() { bench float16; }
-stage_bench_float32() { bench float32; }
+stage_bench_float16() { bench float16 55; }
+stage_bench_float32() { bench float32 40; }
 
 stage_streaming() {
   local options=(--device "$device")
