@@ -5,6 +5,7 @@ import inspect
 import pytest
 import samples
 import torch
+import torch._dynamo.testing
 
 import tdnet_ops
 from tdnet_ops import reference
@@ -262,8 +263,22 @@ def test_new_sizes_do_not_recompile(name, dynamic):
     assert counter.frame_count <= allowed
 
 
+def torch_recompiles_pooling():
+    """Say whether this torch compiles its own pooling again where size % stride changes."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    pool = torch.nn.functional.max_pool2d
+    run = torch.compile(pool, fullgraph=True, dynamic=True, backend=counter)
+    for height, width in [(9, 11), (14, 16)]:
+        run(torch.ones(2, 3, height, width, requires_grad=True), 1, 2)
+    return counter.frame_count > 1
+
+
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_new_sizes_do_not_recompile_with_gradients(name):
+    if name in ("spatial_pool", "pooled_affinity") and torch_recompiles_pooling():
+        pytest.skip(
+            f"torch {torch.__version__} compiles max_pool2d again, which the gradient calls"
+        )
     function = getattr(tdnet_ops, name)
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         run = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
