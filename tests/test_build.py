@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,10 +234,136 @@ def test_activated_environment_is_searched(tmp_path, variable):
     assert site in find_torch.site_folders({variable: value})
 
 
+@pytest.mark.parametrize("present", ["setuptools.command.bdist_wheel", "wheel"])
+def test_backend_makes_wheels_by_either_package(monkeypatch, present):
+    monkeypatch.setattr(backend, "find_spec", lambda name: True if name == present else None)
+    backend.require_wheel_command()
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        backend.prepare_metadata_for_build_wheel,
+        backend.prepare_metadata_for_build_editable,
+        backend.build_wheel,
+        backend.build_editable,
+    ],
+)
+def test_backend_without_a_wheel_command_says_what_to_do(tmp_path, monkeypatch, hook):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"makes wheels only with the package `wheel`.* build_ext"):
+        hook(str(tmp_path))
+
+
 def test_requirement_agrees_with_the_metadata_and_the_abi_target():
     requirements = importlib.metadata.requires("tdnet") or []
     assert find_torch.TORCH_REQUIREMENT in requirements
     assert f"torch>={extension.TORCH_TARGET}" == find_torch.TORCH_REQUIREMENT
+
+
+# --- the source distribution and the checkout ----------------------------------------------------
+
+PACKAGES = ["build_tools", "csrc", "tdnet", "tdnet_ops", "tests"]
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """Return a copy of the sources in which nothing is compiled."""
+    folder = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
+
+
+def test_source_distribution_has_all_to_build_and_test_with(tmp_path, checkout):
+    program = (
+        "import sys; sys.path.insert(0, 'build_tools'); from tdnet_build import backend; "
+        f"print(backend.build_sdist({str(tmp_path)!r}))"
+    )
+    command = [sys.executable, "-W", "error::DeprecationWarning:setuptools", "-c", program]
+    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(next(tmp_path.glob("tdnet-*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+        metadata = archive.extractfile(next(n for n in archive.getnames() if "PKG-INFO" in n))
+        assert b"\nLicense: MIT\n" in metadata.read()
+    sources = {
+        path.relative_to(checkout).as_posix()
+        for name in PACKAGES
+        for path in (checkout / name).rglob("*")
+        if path.is_file() and not {"__pycache__", "tdnet.egg-info"} & set(path.parts)
+    }
+    expected = sources | {"CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "setup.py"}
+    assert not expected - packed
+
+
+def test_bare_checkout_says_how_to_build_it(checkout):
+    command = [sys.executable, "-c", "import tdnet_ops"]
+    environ = {**os.environ, "PYTHONPATH": str(checkout)}
+    result = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True)
+    reason = result.stderr.strip().splitlines()[-1]
+    assert reason.startswith(f"ImportError: tdnet_ops: {checkout / 'tdnet_ops'} has no compiled")
+    assert "run pip install . and start Python elsewhere, or python setup.py build_ext" in reason
+
+
+def test_nothing_advises_to_install_by_our_name():
+    """Whoever registers the name in an index would be installed."""
+    files = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("tests/**/*.md")]
+    files += [
+        path
+        for name in ("tdnet", "tdnet_ops", "build_tools")
+        for path in ROOT.glob(f"{name}/**/*.py")
+    ]
+    advice = re.compile(r"pip install[^\n`]*[ \"']tdnet(_ops)?\b(?!/)")
+    assert advice.search('pip install --no-deps "tdnet[test]"')
+    assert not [path for path in files if advice.search(path.read_text())]
+
+
+def run_pytest(checkout, *arguments):
+    """Run `python -m pytest` in the checkout on a test that prints where tdnet_ops comes from."""
+    shutil.rmtree(checkout / "tests" / "tdnet_ops")
+    (checkout / "tests" / "tdnet_ops").mkdir()
+    test = checkout / "tests" / "tdnet_ops" / "test_origin.py"
+    test.write_text(
+        "import tdnet_ops\ndef test_origin():\n    print('origin', tdnet_ops.__file__, 'end')\n"
+    )
+    environ = {name: os.environ[name] for name in os.environ if name != "TDNET_TEST_INSTALLED"}
+    command = [sys.executable, "-m", "pytest", "-s", "-n", "0", *arguments, str(test)]
+    return subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True)
+
+
+def test_pytest_as_a_module_tests_the_installed_package(checkout):
+    import tdnet_ops
+
+    result = run_pytest(checkout)
+    assert f"origin {tdnet_ops.__file__} end" in result.stdout, result.stdout + result.stderr
+
+
+def test_pytest_without_an_installed_package_says_what_to_do(checkout):
+    hide = "import sys\nsys.modules['tdnet_ops'] = None\n"
+    (checkout / "hide.py").write_text(hide)
+    result = run_pytest(checkout, "-p", "hide")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f'run pip install ".[test]" in {checkout}' in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_files_that_need_missing_packages_are_skipped_by_name(checkout):
+    hide = textwrap.dedent(
+        """
+        import importlib.util
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *rest: None if name == "av" else find(name, *rest)
+        """
+    )
+    (checkout / "hide.py").write_text(hide)
+    result = run_pytest(checkout, "-p", "hide", str(checkout / "tests" / "tdnet" / "test_video.py"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "test_video.py needs av" in result.stdout
 
 
 # --- the library ---------------------------------------------------------------------------------
