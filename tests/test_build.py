@@ -318,7 +318,7 @@ def test_nothing_advises_to_install_by_our_name():
         for name in ("tdnet", "tdnet_ops", "build_tools")
         for path in ROOT.glob(f"{name}/**/*.py")
     ]
-    advice = re.compile(r"pip install[^\n`]*[ \"']tdnet(_ops)?\b(?!/)")
+    advice = re.compile(r"pip install[^\n`&;]*[ \"']tdnet(_ops)?\b(?!/)")
     assert advice.search('pip install --no-deps "tdnet[test]"')
     assert not [path for path in files if advice.search(path.read_text())]
 
