@@ -15,6 +15,9 @@ import types
 import warnings
 
 import pytest
+
+pytest.importorskip("rich", reason="rich is not installed")
+
 import samples
 import torch
 from PIL import Image
