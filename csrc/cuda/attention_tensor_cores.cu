@@ -137,18 +137,17 @@ __device__ __forceinline__ Work<T> work_of_block(const Parameters<T>& parameters
   work.first_query = (row - b * query_tiles) * kQueries;
   work.first_channel = (blockIdx.x - row * slices) * Shape::kChannels;
   work.key_count = min(last_key, p.key_count) - first_key;
-  const int64_t token = int64_t{b} * p.key_count + first_key;
-  work.keys = p.keys + token * kDepth;
-  work.values = p.values + token * p.value_stride + work.first_channel;
+  work.keys = p.keys + token_offset(b, p.key_count, first_key, kDepth);
+  work.values =
+      p.values + token_offset(b, p.key_count, first_key, p.value_stride) + work.first_channel;
   return work;
 }
 
 template <class T>
 __device__ __forceinline__ int64_t offset_of(const Map<T>& map, int64_t b, int channel, int token) {
-  const int64_t offset = b * map.batch + channel * map.channel;
-  if (token < map.width) return offset + token * map.column;
+  if (token < map.width) return map.long_row_offset(b, channel, token);
   const unsigned y = static_cast<unsigned>(token) / static_cast<unsigned>(map.width);
-  return offset + y * map.row + (token - static_cast<int>(y) * map.width) * map.column;
+  return map.long_row_offset(b, channel, token - static_cast<int>(y) * map.width) + y * map.row;
 }
 
 // --- load ----------------------------------------------------------------------------------------
@@ -188,7 +187,7 @@ template <class Shape, class T>
 __device__ __forceinline__ void start_keys(Shared shared, const Work<T>& work, int tile) {
   using Copy = TileCopy<Shape::kKeys, Shape::kDepthRow>;
   const int key = tile * Shape::kKeys;
-  const T* from = work.keys + (int64_t{key} + Copy::row()) * kDepth + Copy::chunk() * 8;
+  const T* from = work.keys + token_offset(0, 0, key + Copy::row(), kDepth) + Copy::chunk() * 8;
   Copy::start(shared, Shape::kKeysAt + tile % 2 * Shape::kKeyTile, from, kDepth,
               work.key_count - key);
 }
@@ -199,7 +198,7 @@ __device__ __forceinline__ void start_values(Shared shared, const Work<T>& work,
                                              int tile) {
   using Copy = TileCopy<Shape::kKeys, Shape::kValueRow>;
   const int key = tile * Shape::kKeys;
-  const T* from = work.values + (int64_t{key} + Copy::row()) * value_stride +
+  const T* from = work.values + token_offset(0, 0, key + Copy::row(), value_stride) +
                   min(Copy::chunk() * 8, value_stride - 8 - work.first_channel);
   Copy::start(shared, Shape::kValuesAt + tile % 2 * Shape::kValueTile, from, value_stride,
               work.key_count - key);
@@ -636,13 +635,6 @@ struct Writer {
     return piece % (Lines::kRun / 8) * 8;
   }
 
-  // In a map whose rows follow each other.
-  template <class Element>
-  __device__ __forceinline__ int64_t long_row_offset(const Map<Element>& map, int line,
-                                                     int i) const {
-    return b * map.batch + channel(line, i) * map.channel + query(line, i) * map.column;
-  }
-
   // 16 bytes of the residual for each of this lane's pieces.
   __device__ __forceinline__ void load_residual(uint4 (&pieces)[kPieces]) const {
     const Map<const T>& map = parameters.problem.residual;
@@ -651,7 +643,7 @@ struct Writer {
       const int line = piece_line(32 * p + lane), first = piece_first(32 * p + lane);
       pieces[p] = make_uint4(0, 0, 0, 0);
       if (map.data && exists(line, first)) {
-        const T* from = map.data + long_row_offset(map, line, first);
+        const T* from = map.data + map.long_row_offset(b, channel(line, first), query(line, first));
         pieces[p] = *reinterpret_cast<const uint4*>(from);
       }
     }
@@ -673,7 +665,8 @@ struct Writer {
         numbers[2 * i] += two.x;
         numbers[2 * i + 1] += two.y;
       }
-      store_vector(out.data + long_row_offset(out, line, first), numbers);
+      store_vector(out.data + out.long_row_offset(b, channel(line, first), query(line, first)),
+                   numbers);
     }
   }
 };
@@ -739,7 +732,7 @@ __device__ __forceinline__ void store_partial(const TensorCoreAttention<T>& p, c
     if (query >= p.out.tokens) return;
     // 1: nothing but -inf, all sums are 0 or NaN.
     const float inverse = row_sum[m][h] == 0.f ? 1.f : __frcp_rn(row_sum[m][h]);
-    const int64_t row = (int64_t{work.split} * p.batch + work.b) * p.out.tokens + query;
+    const int64_t row = PartialSums::row(work.split, p.batch, work.b, p.out.tokens, query);
     if (work.first_channel == 0 && warp.member() == 0 && warp.lane() % 4 == 0) {
       p.partial.maxima[row] = p.scale < 0.f ? -warp.maximum[m][h] : warp.maximum[m][h];
       p.partial.row_sums[row] = row_sum[m][h] * exp2_approximate(-warp.lift);
@@ -749,9 +742,8 @@ __device__ __forceinline__ void store_partial(const TensorCoreAttention<T>& p, c
       const int channel = work.first_channel + warp.member() * Shape::kWarpChannels + 8 * n +
                           fragment_column(warp.lane(), 0);
       if (channel < p.partial.channel_stride) {
-        *reinterpret_cast<float2*>(p.partial.means + row * p.partial.channel_stride + channel) =
-            make_float2(warp.sums.at[m][n][2 * h] * inverse,
-                        warp.sums.at[m][n][2 * h + 1] * inverse);
+        *reinterpret_cast<float2*>(p.partial.means + p.partial.mean(row, channel)) = make_float2(
+            warp.sums.at[m][n][2 * h] * inverse, warp.sums.at[m][n][2 * h + 1] * inverse);
       }
     }
   });

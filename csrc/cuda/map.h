@@ -31,9 +31,19 @@ struct Map {
     const int y = token / width, x = token - y * width;
     return y * row + x * column;
   }
+  // Where the rows of pixels follow each other as one.
+  __host__ __device__ int64_t long_row_offset(int64_t b, int64_t c, int64_t token) const {
+    return b * batch + c * channel + token * column;
+  }
   __host__ __device__ int64_t offset(int64_t b, int64_t c, int token) const {
     return b * batch + c * channel + token_offset(token);
   }
 };
+
+// Where a token begins in a matrix [B, tokens, stride].
+__host__ __device__ inline int64_t token_offset(int64_t b, int64_t tokens, int64_t token,
+                                                int64_t stride) {
+  return (b * tokens + token) * stride;
+}
 
 }  // namespace tdnet::cuda

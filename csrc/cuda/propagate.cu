@@ -282,7 +282,7 @@ __device__ __forceinline__ void store_partial(const Propagation<T>& p, int64_t b
   for (int h = 0; h < 2; ++h) {
     const int query = first_query + threadIdx.x / 32 * kWarpQueries + fragment_row(lane, 2 * h);
     if (query >= queries) continue;
-    const int64_t row = (int64_t{split} * p.batch + b) * queries + query;
+    const int64_t row = PartialSums::row(split, p.batch, b, queries, query);
     if (first_channel == 0 && lane % 4 == 0) {
       p.partial.maxima[row] = rows.maximum[h];
       p.partial.row_sums[row] = rows.sum[h];
@@ -293,7 +293,7 @@ __device__ __forceinline__ void store_partial(const Propagation<T>& p, int64_t b
       for (int i = 2 * h; i < 2 * h + 2; ++i) {
         const int channel = first_channel + 8 * n + fragment_column(lane, i);
         if (channel < p.out.channels) {
-          p.partial.means[row * p.partial.channel_stride + channel] = sums.at[0][n][i];
+          p.partial.means[p.partial.mean(row, channel)] = sums.at[0][n][i];
         }
       }
     }
@@ -369,9 +369,9 @@ template <class T>
 __device__ __forceinline__ float combined(const Propagation<T>& p, float log2_scale, int64_t b,
                                           int query, int channel) {
   const PartialSums& parts = p.partial;
-  const int64_t stride = int64_t{p.batch} * p.out.tokens, row = b * p.out.tokens + query;
+  const auto row = [&](int s) { return PartialSums::row(s, p.batch, b, p.out.tokens, query); };
   float maximum = minus_infinity();
-  for (int s = 0; s < parts.splits; ++s) maximum = fmaxf(maximum, parts.maxima[s * stride + row]);
+  for (int s = 0; s < parts.splits; ++s) maximum = fmaxf(maximum, parts.maxima[row(s)]);
   const auto weight = [&](int64_t at) {  // of a part; one of nothing but -inf weighs nothing
     return parts.maxima[at] == minus_infinity()
                ? 0.f
@@ -379,10 +379,10 @@ __device__ __forceinline__ float combined(const Propagation<T>& p, float log2_sc
                      parts.row_sums[at];
   };
   float total = 0.f, value = 0.f;
-  for (int s = 0; s < parts.splits; ++s) total += weight(s * stride + row);
+  for (int s = 0; s < parts.splits; ++s) total += weight(row(s));
   for (int s = 0; s < parts.splits; ++s) {
-    const int64_t at = s * stride + row;
-    value += weight(at) / total * parts.means[at * parts.channel_stride + channel];
+    const int64_t at = row(s);
+    value += weight(at) / total * parts.means[parts.mean(at, channel)];
   }
   if (p.bias) value += Number<T>::to_float(p.bias[channel]);
   if (p.residual.data) {
@@ -437,7 +437,7 @@ __global__ void __launch_bounds__(kSide* kRowsAtOnce)
   for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
     const int token = first_token + y, channel = first_channel + threadIdx.x;
     if (token < map.tokens && channel < channel_stride) {
-      tokens[(b * map.tokens + token) * channel_stride + channel] = tile[y][threadIdx.x];
+      tokens[token_offset(b, map.tokens, token, channel_stride) + channel] = tile[y][threadIdx.x];
     }
   }
 }

@@ -18,6 +18,15 @@ struct PartialSums {
   float* row_sums;  // [splits, B, N], of the weights, relative to 2^(maximum log2_scale)
   int splits;       // 1: no partial sums, the three pointers are null
   int64_t channel_stride;
+
+  // In maxima and row_sums, and times channel_stride in means.
+  static __host__ __device__ int64_t row(int64_t split, int64_t batch, int64_t b, int64_t queries,
+                                         int64_t query) {
+    return (split * batch + b) * queries + query;
+  }
+  __host__ __device__ int64_t mean(int64_t row, int64_t channel) const {
+    return row * channel_stride + channel;
+  }
 };
 
 template <class T>

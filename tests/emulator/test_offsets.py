@@ -14,8 +14,10 @@ PROGRAM = r"""
 #include <cstdio>
 #include <cstring>
 
+#include "cuda/convolve.cuh"
 #include "cuda/map.h"
 #include "cuda/pooled_affinity.cuh"
+#include "cuda/propagate.cuh"
 #include "cuda/upsample_argmax.cuh"
 
 using namespace tdnet::cuda;
@@ -43,6 +45,22 @@ int main() {
       map.batch = x[0], map.channel = x[1], map.row = x[2], map.column = x[3];
       map.width = int(x[4]);
       std::printf("%lld\n", (long long)map.offset(x[5], x[6], int(x[7])));
+    } else if (std::strcmp(name, "long_row") == 0) {
+      Map<float> map{};
+      map.batch = x[0], map.channel = x[1], map.column = x[2];
+      std::printf("%lld\n", (long long)map.long_row_offset(x[3], x[4], x[5]));
+    } else if (std::strcmp(name, "token") == 0) {
+      std::printf("%lld\n", (long long)token_offset(x[0], int(x[3]), int(x[1]), x[4]) + x[2]);
+    } else if (std::strcmp(name, "mean") == 0) {
+      PartialSums parts{};
+      parts.channel_stride = x[7];
+      const int64_t row = PartialSums::row(int(x[0]), int(x[4]), x[1], int(x[5]), int(x[2]));
+      std::printf("%lld\n", (long long)parts.mean(row, int(x[3])));
+    } else if (std::strcmp(name, "convolution") == 0) {
+      ConvolutionOutput<float> out{};
+      out.channels = int(x[3]), out.tokens = int(x[4]);
+      out.channel = x[5], out.token = x[6];
+      std::printf("%lld\n", (long long)out.offset(x[0], int(x[1]), int(x[2])));
     } else {
       return 3;
     }
@@ -101,7 +119,7 @@ AFFINITIES = [
 ]
 
 
-@pytest.mark.parametrize("function", ["affinity", "labels"])
+@pytest.mark.parametrize("function", ["affinity", "labels", "token"])
 def test_matrices(program, function):
     generator = random.Random(1)
     cases: list[Case] = []
@@ -134,6 +152,35 @@ def test_maps(program, layout):
             place = (b, c, y, x)
             expected = sum(i * stride for i, stride in zip(place, strides, strict=True))
             cases.append(("map", [*strides, size[3], b, c, y * size[3] + x], expected))
+    check(program, cases, 2**40)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_rows_as_one_and_results_of_convolutions(program, channels_last):
+    generator = random.Random(3)
+    cases: list[Case] = []
+    for size in [(64, 512, 2**21), (1, 4096, 2**30), (3, 2**12, 2**30 - 1)]:
+        _, channels, tokens = size
+        channel, token = (1, channels) if channels_last else (tokens, 1)
+        inside = [[generator.randrange(n) for n in size] for _ in range(20)]
+        for b, c, t in [last_of(*size), *inside]:
+            expected = b * channels * tokens + c * channel + t * token
+            strides = [channels * tokens, channel, token]
+            cases.append(("long_row", [*strides, b, c, t], expected))
+            cases.append(("convolution", [b, c, t, channels, tokens, channel, token], expected))
+    check(program, cases, 2**40)
+
+
+def test_means_of_parts(program):
+    generator = random.Random(4)
+    cases: list[Case] = []
+    for size in [(8, 1, 18_721, 512), (128, 97, 2**16, 2**14), (2, 2, 2**31 - 1, 2**20)]:
+        _, batch, queries, channels = size
+        inside = [[generator.randrange(n) for n in size] for _ in range(20)]
+        for split, b, query, channel in [last_of(*size), *inside]:
+            row = (split * batch + b) * queries + query
+            numbers = [split, b, query, channel, batch, queries, 0, channels]
+            cases.append(("mean", numbers, row * channels + channel))
     check(program, cases, 2**40)
 
 

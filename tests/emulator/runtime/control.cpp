@@ -7,9 +7,11 @@
 #define EMULATOR_EXPORT extern "C" __attribute__((visibility("default")))
 
 EMULATOR_EXPORT void tdnet_emulator_set(uint64_t seed, uint32_t copies, uint32_t most_shared,
-                                        uint32_t multiprocessors, const char* dropped_file, int dropped_line) {
-  tdnet_emulator::settings() = {seed, static_cast<tdnet_emulator::CopyMode>(copies), most_shared,
-                                multiprocessors, dropped_file, dropped_line};
+                                        uint32_t multiprocessors, const char* dropped_file,
+                                        int dropped_line) {
+  tdnet_emulator::settings() = {seed,         static_cast<tdnet_emulator::CopyMode>(copies),
+                                most_shared,  multiprocessors,
+                                dropped_file, dropped_line};
 }
 
 // Of the last launch; empty if it went well.
