@@ -19,16 +19,16 @@
 // precision, and down to 2^-24. Bfloat16 has the exponents of float32: there all weights are 2^24
 // times as large, so that those down to 2^-150 do not vanish (ex2.approx.ftz), and where sums come
 // out infinite or NaN, the block makes them again with weights that add up to less than 1. (Then
-// those below 2^-100 or so vanish beside the values that were too large.) Sums of float16 numbers
-// cannot overflow.
+// those below 2^(-114 - log2(keys)) vanish beside the values that were too large.) Sums of float16
+// numbers cannot overflow.
 //
 // Shape: queries x keys x channels       128 x 64 x 256   128 x 32 x 256   128 x 64 x 128
-//   shared memory, bytes                        119,848           78,888           87,080
+//   shared memory, bytes                        119,856           78,896           87,088
 //     values, two tiles                          65,536           32,768           32,768
 //     keys, two tiles                            16,384            8,192           16,384
 //     weights, two tiles; queries                32,768           16,384           32,768
 //     or the result, instead of all three        73,728           73,728           73,728
-//     maxima, row sums, work                      5,160            5,160            5,160
+//     maxima, row sums, work                      5,168            5,168            5,168
 //   registers of a thread                           255         253..255         231..255
 //     sums / queries / weights             128 / 32 / 32    128 / 32 / 16     64 / 32 / 32
 // No register spills on sm_80 to sm_120. One block fills the registers of a multiprocessor. Of the
@@ -57,7 +57,7 @@ constexpr int kQueries = kPairs * kWarpQueries;
 constexpr int kImage = 32 * 16;  // bytes of a register image: one fragment of each lane
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kOutgrown = 4096.f;  // 2^12
-// Weights are 2^lift times what they are called here.
+// Work::lift at first.
 template <class T>
 constexpr float kLift = std::is_same_v<T, __half> ? 0.f : 24.f;
 constexpr float kLowest = -3.402823466e38f;  // finite: -inf minus it is -inf, not NaN
@@ -78,6 +78,7 @@ struct Work {
   int64_t b;
   const T *keys, *values;  // the first of key_count, of the slice's channels
   int split, first_query, first_channel, key_count;
+  float lift;  // weights are 2^lift times what they are called here
 };
 constexpr int kWorkBytes = sizeof(Work<__half>);
 
@@ -133,6 +134,7 @@ __device__ __forceinline__ Work<T> work_of_block(const Parameters<T>& parameters
   const int last_key = static_cast<int>(tiles * (blockIdx.y + 1) / gridDim.y) * Shape::kKeys;
   Work<T> work;
   work.b = b;
+  work.lift = kLift<T>;
   work.split = blockIdx.y;
   work.first_query = (row - b * query_tiles) * kQueries;
   work.first_channel = (blockIdx.x - row * slices) * Shape::kChannels;
@@ -289,7 +291,8 @@ struct Warp {
   Shared shared;
   float* maxima;    // shared, [2][kQueries]: of each warp of a pair
   float* row_sums;  // shared, [2 kRowTiles][kThreads]: of a thread's weights but the newest tile's
-  float log2_scale, lift;
+  const float& lift;  // shared
+  float log2_scale;
   uint32_t key_at, value_at, weight_at;  // this lane's places in the first tiles, for its own half
 
   uint32_t queries[kRowTiles][kDepth / 16][4];
@@ -302,12 +305,12 @@ struct Warp {
   static __device__ __forceinline__ int member() { return threadIdx.x / 32 % 2; }  // of the pair
   static __device__ __forceinline__ int first_query() { return threadIdx.x / 64 * kWarpQueries; }
 
-  __device__ __forceinline__ Warp(unsigned char* memory, float log2_scale)
+  __device__ __forceinline__ Warp(unsigned char* memory, const float& lift, float log2_scale)
       : shared(shared_at(memory)),
         maxima(reinterpret_cast<float*>(memory + Shape::kMaximaAt)),
         row_sums(reinterpret_cast<float*>(memory + Shape::kRowSumsAt) + threadIdx.x),
-        log2_scale(log2_scale),
-        lift(kLift<T>) {
+        lift(lift),
+        log2_scale(log2_scale) {
     const int key = member() * Shape::kWarpKeys + lane() % 8;
     key_at = pin_register(Shape::kKeysAt + key * Shape::kDepthRow + chunk_place(key, lane() / 8));
     value_at = pin_register(member() * kHalfOfValues + lane() % 16 * Shape::kValueRow +
@@ -806,7 +809,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
     prefetch_residual(p.residual, parameters.along_tokens, Shape::kChannels, work);
   }
 
-  Warp<T, Shape> warp(memory, parameters.log2_scale);
+  Warp<T, Shape> warp(memory, work.lift, parameters.log2_scale);
   copy_async_wait<1>();
   __syncthreads();
   warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
@@ -816,12 +819,14 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
     make_sums(warp, work, value_stride);
     if constexpr (kLift<T> == 0.f) break;
     const bool again = barrier_or(warp.overflowed(p.out.tokens - work.first_query));
-    if (!again || warp.lift == parameters.small_lift) break;
-    warp.lift = parameters.small_lift;
+    if (!again || work.lift == parameters.small_lift) break;
+    __syncthreads();  // All have read it.
+    if (threadIdx.x == 0) work.lift = parameters.small_lift;
     start_keys<Shape>(shared, work, 0);
     start_first_copies<T, Shape>(shared, work, value_stride);
     copy_async_wait<0>();
-    __syncthreads();  // The first keys are here. (make_sums has barriers before it reads others.)
+    __syncthreads();  // The lift and the first keys are here; barriers follow before others are
+                      // read.
   }
 
   if (gridDim.y > 1) {

@@ -369,9 +369,12 @@ template <class T>
 __device__ __forceinline__ float combined(const Propagation<T>& p, float log2_scale, int64_t b,
                                           int query, int channel) {
   const PartialSums& parts = p.partial;
-  const auto row = [&](int s) { return PartialSums::row(s, p.batch, b, p.out.tokens, query); };
+  const int64_t first = PartialSums::row(0, p.batch, b, p.out.tokens, query);
+  const int64_t stride = PartialSums::row(1, p.batch, 0, p.out.tokens, 0);
   float maximum = minus_infinity();
-  for (int s = 0; s < parts.splits; ++s) maximum = fmaxf(maximum, parts.maxima[row(s)]);
+  for (int s = 0; s < parts.splits; ++s) {
+    maximum = fmaxf(maximum, parts.maxima[first + s * stride]);
+  }
   const auto weight = [&](int64_t at) {  // of a part; one of nothing but -inf weighs nothing
     return parts.maxima[at] == minus_infinity()
                ? 0.f
@@ -379,9 +382,11 @@ __device__ __forceinline__ float combined(const Propagation<T>& p, float log2_sc
                      parts.row_sums[at];
   };
   float total = 0.f, value = 0.f;
-  for (int s = 0; s < parts.splits; ++s) total += weight(row(s));
+#pragma unroll 1
+  for (int s = 0; s < parts.splits; ++s) total += weight(first + s * stride);
+#pragma unroll 1
   for (int s = 0; s < parts.splits; ++s) {
-    const int64_t at = row(s);
+    const int64_t at = first + s * stride;
     value += weight(at) / total * parts.means[parts.mean(at, channel)];
   }
   if (p.bias) value += Number<T>::to_float(p.bias[channel]);

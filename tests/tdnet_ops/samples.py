@@ -541,9 +541,9 @@ _TILES: dict[str, dict[str, tuple[Any, ...]]] = {
         "three_tiles": (1, 64, 392, None, (11, 13), (9, 21), "r", None, growing(9.0)),
         "full_tiles": (1, 64, 256, None, (8, 17), (16, 16), "rb", None, growing(30.0)),
         "one_key_more": (2, 64, 264, None, (7, 5), (1, 193), "rb", -0.3, growing(60.0)),
-        "falling": (1, 64, 512, 512, (4, 33), (5, 52), "rb", None, growing(-40.0)),
+        "falling": (1, 64, 512, 512, (5, 50), (5, 52), "rb", None, growing(-40.0)),
         "most_keys": (1, 64, 200, None, (3, 5), (19, 31), "r", None, growing(70.0)),
-        "narrow": (3, 64, 120, None, (9, 15), (10, 32), "rb", None, growing(20.0)),
+        "narrow": (3, 64, 120, None, (13, 23), (10, 32), "rb", None, growing(20.0)),
         "spike": (1, 64, 40, None, (12, 11), (4, 65), "", None, spike(70, 150, 14.0)),
         "spike_late": (1, 64, 160, None, (12, 11), (4, 65), "", None, spike(9, 258, 200.0)),
         "scale_zero": (1, 64, 72, None, (3, 45), (3, 67), "rb", 0.0),
@@ -552,14 +552,14 @@ _TILES: dict[str, dict[str, tuple[Any, ...]]] = {
         "huge_narrow": (1, 64, 24, None, (3, 45), (10, 32), "hb", None, growing(20.0)),
         # All other kernels.
         "general_huge": (1, 24, 136, None, (3, 45), (10, 32), "hb", None, growing(2.0)),
-        "tiles": (2, 24, 136, None, (9, 15), (10, 32), "rb", None, growing(20.0)),
+        "tiles": (2, 24, 136, None, (9, 19), (10, 32), "rb", None, growing(20.0)),
         "deep_keys": (1, 150, 24, None, (5, 16), (3, 67), "r", -0.1, growing(15.0)),
         "general_scale_zero": (1, 5, 130, None, (5, 13), (5, 26), "b", 0.0),
         # phi stays after the attention, with a residual and bias of its own.
         "phi_after": (2, 64, 16, 264, (8, 24), (8, 16), "rb"),
     },
     "softmax_propagate": {
-        "tiles": (2, 1, 264, None, (9, 15), (10, 32), "rb", None, growing(20.0)),
+        "tiles": (2, 1, 264, None, (9, 19), (10, 32), "rb", None, growing(20.0)),
         "huge": (1, 1, 16, None, (3, 45), (10, 32), "h"),
         "falling": (1, 1, 40, None, (8, 17), (9, 21), "r", None, growing(-40.0)),
         "first_keys_unseen": (1, 1, 16, None, (4, 33), (5, 52), "", None, without(slice(0, 130))),
