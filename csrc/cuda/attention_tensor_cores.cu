@@ -16,11 +16,11 @@
 // moves only when a row's weights in a tile outgrow 2^12, by a vote that rides on the tile's
 // barrier. Then, and for the first and a ragged last tile, weigh_exactly makes the tile's weights
 // again with the true maximum and rescales the sums. Float16 holds weights up to 2^12 in full
-// precision, and down to 2^-24. Bfloat16 has the exponents of float32: there all weights are 2^24
-// times as large, so that those down to 2^-150 do not vanish (ex2.approx.ftz), and where sums come
-// out infinite or NaN, the block makes them again with weights that add up to less than 1. (Then
-// those below 2^(-114 - log2(keys)) vanish beside the values that were too large.) Sums of float16
-// numbers cannot overflow.
+// precision, and down to 2^-24. Bfloat16 has the exponents of float32: there the maxima are lowered
+// so that all weights are 2^24 times as large, so that those down to 2^-150 do not vanish
+// (ex2.approx.ftz), and where sums come out infinite or NaN, the block makes them again with
+// weights that add up to less than 1. (Then those below 2^(-114 - log2(keys)) vanish beside the
+// values that were too large.) Sums of float16 numbers cannot overflow.
 //
 // Shape: queries x keys x channels       128 x 64 x 256   128 x 32 x 256   128 x 64 x 128
 //   shared memory, bytes                        119,856           78,896           87,088
@@ -78,7 +78,9 @@ struct Work {
   int64_t b;
   const T *keys, *values;  // the first of key_count, of the slice's channels
   int split, first_query, first_channel, key_count;
-  float lift;  // weights are 2^lift times what they are called here
+  // Weights are 2^lift times what they are called here, by maxima that are lowered by lift /
+  // log2_scale.
+  float lift;
 };
 constexpr int kWorkBytes = sizeof(Work<__half>);
 
@@ -291,7 +293,7 @@ struct Warp {
   Shared shared;
   float* maxima;    // shared, [2][kQueries]: of each warp of a pair
   float* row_sums;  // shared, [2 kRowTiles][kThreads]: of a thread's weights but the newest tile's
-  const float& lift;  // shared
+  const float& lift;  // shared: read where a maximum is raised, once a tile
   float log2_scale;
   uint32_t key_at, value_at, weight_at;  // this lane's places in the first tiles, for its own half
 
@@ -365,8 +367,7 @@ struct Warp {
 
   // Not by fmaf(logit, log2_scale, -log2_scale * maximum): huge logits lose their difference there.
   __device__ __forceinline__ float weight(float logit, float maximum) const {
-    if constexpr (kLift<T> == 0.f) return exp2_approximate((logit - maximum) * log2_scale);
-    return exp2_approximate(fmaf(logit - maximum, log2_scale, lift));
+    return exp2_approximate((logit - maximum) * log2_scale);
   }
 
   // Of two logits before the scale, as fmaxf.
@@ -460,7 +461,8 @@ struct Warp {
   // A NaN leaves the maximum as it is: its row is NaN by its weight.
   __device__ __forceinline__ void raise_maximum(int slot, int keys_left) {
     float raised[kRowTiles][2];
-    for_each_row([&](int m, int h) { raised[m][h] = maximum[m][h]; });
+    const float lowering = kLift<T> == 0.f ? 0.f : lift / log2_scale;
+    for_each_row([&](int m, int h) { raised[m][h] = maximum[m][h] + lowering; });
 #pragma unroll
     for (int group = 0; group < 2 * kKeySteps; ++group) {
       Logits logits;
@@ -484,7 +486,8 @@ struct Warp {
     __syncthreads();
     for_each_row([&](int m, int h) {
       raised[m][h] = higher(raised[m][h], maxima[(member() ^ 1) * kQueries + row(m, h)]);
-      const float correction = exp2_approximate((maximum[m][h] - raised[m][h]) * log2_scale);
+      raised[m][h] -= lowering;
+      const float correction = weight(maximum[m][h], raised[m][h]);
       maximum[m][h] = raised[m][h];
       row_sums[(2 * m + h) * kThreads] *= correction;
       newest_row_sum[m][h] = 0.f;
@@ -738,7 +741,7 @@ __device__ __forceinline__ void store_partial(const TensorCoreAttention<T>& p, c
     const int64_t row = PartialSums::row(work.split, p.batch, work.b, p.out.tokens, query);
     if (work.first_channel == 0 && warp.member() == 0 && warp.lane() % 4 == 0) {
       p.partial.maxima[row] = p.scale < 0.f ? -warp.maximum[m][h] : warp.maximum[m][h];
-      p.partial.row_sums[row] = row_sum[m][h] * exp2_approximate(-warp.lift);
+      p.partial.row_sums[row] = row_sum[m][h];
     }
 #pragma unroll
     for (int n = 0; n < Shape::kWarpChannels / 8; ++n) {
@@ -754,16 +757,8 @@ __device__ __forceinline__ void store_partial(const TensorCoreAttention<T>& p, c
 
 // --- kernel --------------------------------------------------------------------------------------
 
-template <class T, class Shape>
-__device__ __forceinline__ void start_first_copies(Shared shared, const Work<T>& work,
-                                                   int value_stride) {
-  start_values<Shape>(shared, work, value_stride, 0);
-  start_keys<Shape>(shared, work, 1);
-  copy_async_commit();
-}
-
-// The sums over all keys. Keys and values that start_keys(0) and start_first_copies bring are here,
-// for this thread at least.
+// The sums over all keys. The first two tiles of keys and the first of values are here, for this
+// thread at least.
 template <class T, class Shape>
 __device__ __forceinline__ void make_sums(Warp<T, Shape>& warp, const Work<T>& work,
                                           int value_stride) {
@@ -797,44 +792,45 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   if (threadIdx.x == 0) work = work_of_block<Shape>(parameters);
   __syncthreads();
 
-  if (p.queries.access == Access::kVectors) {
-    start_queries(shared, Shape::kQueriesAt, p.queries, work);
-  } else {
-    gather_queries(shared, Shape::kQueriesAt, p.queries, work);
-  }
-  start_keys<Shape>(shared, work, 0);
-  copy_async_commit();
-  start_first_copies<T, Shape>(shared, work, value_stride);
-  if (p.residual.data && gridDim.y == 1) {
-    prefetch_residual(p.residual, parameters.along_tokens, Shape::kChannels, work);
-  }
-
-  Warp<T, Shape> warp(memory, work.lift, parameters.log2_scale);
-  copy_async_wait<1>();
-  __syncthreads();
-  warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
 #pragma unroll 1
-  for (;;) {
+  for (;;) {  // Twice at most, and nothing stays in registers for the second time.
+    if (p.queries.access == Access::kVectors) {
+      start_queries(shared, Shape::kQueriesAt, p.queries, work);
+    } else {
+      gather_queries(shared, Shape::kQueriesAt, p.queries, work);
+    }
+    start_keys<Shape>(shared, work, 0);
+    copy_async_commit();
+    start_values<Shape>(shared, work, value_stride, 0);
+    start_keys<Shape>(shared, work, 1);
+    copy_async_commit();
+    if (p.residual.data && gridDim.y == 1) {
+      prefetch_residual(p.residual, parameters.along_tokens, Shape::kChannels, work);
+    }
+
+    Warp<T, Shape> warp(memory, work.lift, parameters.log2_scale);
+    copy_async_wait<1>();
+    __syncthreads();
+    warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
     copy_async_wait<0>();
     make_sums(warp, work, value_stride);
-    if constexpr (kLift<T> == 0.f) break;
-    const bool again = barrier_or(warp.overflowed(p.out.tokens - work.first_query));
-    if (!again || work.lift == parameters.small_lift) break;
-    __syncthreads();  // All have read it.
-    if (threadIdx.x == 0) work.lift = parameters.small_lift;
-    start_keys<Shape>(shared, work, 0);
-    start_first_copies<T, Shape>(shared, work, value_stride);
-    copy_async_wait<0>();
-    __syncthreads();  // The lift and the first keys are here; barriers follow before others are
-                      // read.
-  }
 
-  if (gridDim.y > 1) {
-    store_partial(p, work, warp);
-  } else if (parameters.along_tokens) {
-    store_result<true>(parameters, work, memory, warp);
-  } else {
-    store_result<false>(parameters, work, memory, warp);
+    if constexpr (kLift<T> != 0.f) {
+      const bool overflowed = barrier_or(warp.overflowed(p.out.tokens - work.first_query));
+      if (overflowed && work.lift != parameters.small_lift) {
+        __syncthreads();  // All have read the lift.
+        if (threadIdx.x == 0) work.lift = parameters.small_lift;
+        continue;
+      }
+    }
+    if (gridDim.y > 1) {
+      store_partial(p, work, warp);
+    } else if (parameters.along_tokens) {
+      store_result<true>(parameters, work, memory, warp);
+    } else {
+      store_result<false>(parameters, work, memory, warp);
+    }
+    return;
   }
 }
 

@@ -20,12 +20,15 @@ struct TensorCoreAttention {
   const T* bias;          // [out.channels] or null
   Map<const T> residual;  // data null: none
   Map<T> out;             // whole: NCHW contiguous or channels_last
-  float scale;
+  float scale;            // kLeastScale or more, or -kLeastScale or less
   int batch, key_count;
   // With more than one part, `out` gives the shape but is not written, and bias and residual are
   // left to launch_combine. channel_stride is a multiple of 8, no less than out.channels.
   PartialSums partial;
 };
+
+// A scale of 0 leaves no room for what the kernel adds to the logits of bfloat16.
+constexpr float kLeastScale = 1e-28f;
 
 // Parts of the keys that fill the current device.
 int tensor_core_attention_splits(int batch, int queries, int channels, int key_count);

@@ -159,7 +159,7 @@ Tensor propagate_as(const Logits& logits, const Tensor& layout, int64_t height, 
   problem.batch = static_cast<int>(batch);
   problem.key_count = values.tokens;
   if constexpr (sizeof(T) == 2) {
-    if (logits.q && logits.q->size(1) == 64) {
+    if (logits.q && logits.q->size(1) == 64 && std::abs(logits.scale) >= kLeastScale) {
       run_tensor_cores(problem, logits, values, stream);
       return out;
     }

@@ -238,6 +238,22 @@ def without(*keys: slice) -> Logits:
     return logits
 
 
+def low(queries: int, keys: int) -> Tensor:
+    """Far below 0, where the numbers beside the keys stand."""
+    return torch.full((queries, keys), -2000.0)
+
+
+def unseen(keys: slice) -> Logits:
+    """No query sees anything of these keys: -inf."""
+
+    def logits(queries: int, key_count: int) -> Tensor:
+        added = torch.zeros(queries, key_count)
+        added[:, keys] = -torch.inf
+        return added
+
+    return logits
+
+
 def _attention(
     batch: int,
     key_channels: int,
@@ -550,7 +566,11 @@ _TILES: dict[str, dict[str, tuple[Any, ...]]] = {
         "negative": (1, 64, 136, 144, (3, 45), (3, 67), "rb", -0.125, spike(33, 100, 20.0)),
         "huge": (1, 64, 136, None, (3, 45), (3, 67), "hb"),
         "huge_narrow": (1, 64, 24, None, (3, 45), (10, 32), "hb", None, growing(20.0)),
+        "low": (1, 64, 24, None, (3, 45), (3, 67), "", None, low),
+        "unseen": (1, 64, 24, None, (4, 33), (5, 52), "", None, unseen(slice(0, 130))),
         # All other kernels.
+        "general_low": (1, 24, 40, None, (3, 45), (3, 67), "", None, low),
+        "general_unseen": (1, 5, 24, None, (4, 33), (5, 52), "", None, unseen(slice(0, 130))),
         "general_huge": (1, 24, 136, None, (3, 45), (10, 32), "hb", None, growing(2.0)),
         "tiles": (2, 24, 136, None, (9, 19), (10, 32), "rb", None, growing(20.0)),
         "deep_keys": (1, 150, 24, None, (5, 16), (3, 67), "r", -0.1, growing(15.0)),
@@ -564,6 +584,8 @@ _TILES: dict[str, dict[str, tuple[Any, ...]]] = {
         "falling": (1, 1, 40, None, (8, 17), (9, 21), "r", None, growing(-40.0)),
         "first_keys_unseen": (1, 1, 16, None, (4, 33), (5, 52), "", None, without(slice(0, 130))),
         "last_keys_unseen": (1, 1, 16, None, (4, 33), (5, 52), "", None, without(slice(60, None))),
+        "low": (1, 1, 16, None, (4, 33), (5, 53), "", None, low),
+        "nothing_seen": (1, 1, 16, None, (4, 33), (5, 52), "", None, without(slice(None))),
         "one_key_seen": (
             *(1, 1, 16, None, (4, 33), (5, 52), "b", None),
             without(slice(0, 140), slice(141, None)),
