@@ -133,6 +133,7 @@ inline void check_convolution(const std::string& x_name, const Tensor& x,
                               const std::string& weight_name, const Tensor& weight, int64_t padding,
                               int64_t dilation) {
   check_feature_map(x_name, x);
+  check_has_pixels(x_name, x);
   check_tensor(weight_name, weight, 4);
   check_matches(weight_name, weight, x_name, x);
   const int64_t kernel = weight.size(2);
@@ -224,11 +225,13 @@ inline void check_block_sum_reduce(const std::vector<Tensor>& blocks,
   for (size_t i = 0; i < blocks.size(); ++i) {
     const std::string x_name = "blocks[" + std::to_string(i) + "]";
     const std::string weight_name = "weights[" + std::to_string(i) + "]";
-    check_convolution(x_name, blocks[i], weight_name, weights[i], padding, dilation);
+    // Before its weight, which would be blamed for it.
+    check_feature_map(x_name, blocks[i]);
     check_matches(x_name, blocks[i], "blocks[0]", blocks[0]);
     check_size(x_name, blocks[i], 0, blocks[0].size(0), "batch of blocks[0]");
     check_size(x_name, blocks[i], 2, blocks[0].size(2), "height of blocks[0]");
     check_size(x_name, blocks[i], 3, blocks[0].size(3), "width of blocks[0]");
+    check_convolution(x_name, blocks[i], weight_name, weights[i], padding, dilation);
     check_size(weight_name, weights[i], 0, weights[0].size(0), "output channels of weights[0]");
     check_size(weight_name, weights[i], 2, weights[0].size(2), "kernel of weights[0]");
   }
@@ -240,6 +243,7 @@ inline void check_block_sum_update(const std::vector<Tensor>& partials, int64_t 
                                    const std::optional<Tensor>& bias, int64_t padding,
                                    int64_t dilation, const std::string& activation) {
   const int64_t count = partials.size();
+  check(count > 0, "partials: expected at least one, got an empty list");
   check(0 <= index && index < count, "index: expected 0 to ", count - 1,
         ", a place in partials, got ", index);
   check_activation(activation);

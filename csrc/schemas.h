@@ -30,9 +30,11 @@ void define_operators(Library& m) {
       "block_sum_update(Tensor[] partials, int index, Tensor x, Tensor weight, Tensor? bias, "
       "int padding, int dilation, str activation, *, bool allow_tf32=False) "
       "-> (Tensor, Tensor)");
+  // dtype: None is uint8. As a default of its own it would break packages of AOTInductor, which
+  // store a default dtype as an integer.
   m.def(
       "upsample_argmax(Tensor logits, SymInt[2] size, bool align_corners=False, "
-      "ScalarType dtype=uint8) -> Tensor");
+      "ScalarType? dtype=None) -> Tensor");
 }
 
 }  // namespace tdnet

@@ -7,7 +7,12 @@
 
 #include <array>
 #include <cstdint>
+#include <exception>
+#include <iomanip>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
 
 #include "torch_call.h"
 
@@ -29,13 +34,45 @@ std::array<Tensor, kResults> call_operator(const char* name, const Arguments&...
   return results;
 }
 
+// `allocate()`, which makes a result of this size. Where memory does not suffice, the error says
+// how much was wanted and for what; torch's own goes through the stable ABI with its internals.
+template <typename Size, typename Allocate>
+Tensor result_of(const Size& size, ScalarType dtype, const Allocate& allocate) {
+  try {
+    return allocate();
+  } catch (const std::exception& error) {
+    // Of a kernel before, which only shows here.
+    if (std::string(error.what()).find("CUDA error") != std::string::npos) throw;
+    const int64_t element = dtype == ScalarType::Double || dtype == ScalarType::Long ? 8
+                            : dtype == ScalarType::Float                             ? 4
+                            : dtype == ScalarType::Byte                              ? 1
+                                                                                     : 2;
+    double bytes = element;
+    std::ostringstream text;
+    for (const int64_t extent : size) {
+      text << (text.tellp() == 0 ? "[" : ", ") << extent;
+      bytes *= extent;
+    }
+    text << "] of " << torch::headeronly::toString(dtype) << ", " << std::fixed
+         << std::setprecision(0) << bytes << " bytes";
+    throw std::runtime_error("out of memory: cannot allocate the result " + text.str());
+  }
+}
+
+template <typename Size>
+Tensor new_result(const Tensor& like, const Size& size, ScalarType dtype) {
+  return result_of(size, dtype, [&] { return torch::stable::new_empty(like, size, dtype); });
+}
+
 // channels_last exactly where the channels of `like` are adjacent: the layout rule of every
 // operator.
 inline Tensor empty_map(const Tensor& like, ScalarType dtype, const std::array<int64_t, 4>& size) {
   using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(
-      size, dtype, std::nullopt, like.device(), std::nullopt,
-      like.stride(1) == 1 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return result_of(size, dtype, [&] {
+    return torch::stable::empty(
+        size, dtype, std::nullopt, like.device(), std::nullopt,
+        like.stride(1) == 1 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  });
 }
 
 }  // namespace tdnet

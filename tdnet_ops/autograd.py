@@ -87,7 +87,9 @@ def autograd_kernel(
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             # By default torch.func takes this class in its hands for a mistake.
             with enable_single_level_autograd_function():
-                return Node.apply(below, arguments, keywords, *_tensors(arguments))
+                return Node.apply(  # type: ignore[attr-defined]
+                    below, arguments, keywords, *_tensors(arguments)
+                )
         with torch._C._AutoDispatchBelowAutograd():
             return overload.redispatch(below, *arguments, **keywords)
 

@@ -203,12 +203,14 @@ def operator(name: str, argument: str, like: object, forced: str | None) -> Any:
     """The custom operator of the backend that runs tensors such as `like`, passed as `argument`."""
     if not isinstance(like, torch.Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(like).__name__}")
+    if like.is_nested:
+        raise TypeError(f"{argument}: expected a dense (strided) tensor, got a nested one")
     chosen = choose(name, like.device, like.dtype, forced)
     return getattr(getattr(torch.ops, _NAME_SPACES[chosen]), name)
 
 
 def allow_tf32(like: torch.Tensor) -> bool:
-    """Whether the user lets float32 matrix products on CUDA run in TF32."""
+    """Whether the user lets float32 products, convolutions too, run in TF32 on CUDA."""
     return like.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 

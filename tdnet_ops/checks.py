@@ -8,7 +8,9 @@ TypeError, a wrong shape or value is a ValueError.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,9 @@ MOST_PIXELS = 2**31 - 1
 LABEL_DTYPES = (torch.uint8, torch.int64)
 
 
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
 def _shape(x: Tensor) -> list[int]:
     return list(x.shape)
 
@@ -27,8 +32,10 @@ def _shape(x: Tensor) -> list[int]:
 def tensor(name: str, x: object, rank: int) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {x.layout}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {x.dtype}")
     if x.dim() != rank:
         raise ValueError(f"{name}: expected {rank} dimensions, got shape {_shape(x)}")
     return x
@@ -65,9 +72,60 @@ def extent(name: str, x: Tensor, dim: int, expected: int, source: str) -> None:
         )
 
 
+def _what(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+
+
+# The dispatcher takes True for 1 and cuts a tensor down to a number, its gradient and its fraction
+# lost; public functions look first.
+
+
+def integer(name: str, value: Any) -> Any:
+    """Returns an int or a torch.SymInt."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, Tensor) and torch.jit.is_tracing():
+        # A size of a map is a tensor there; the trace keeps its number, and torch warns.
+        return int(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{name}: expected an integer, got {_what(value)}")
+
+
+def optional_number(name: str, value: Any) -> Any:
+    """Returns a float, a symbolic number, or None."""
+    if value is None or type(value) is float or isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return value
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    hint = "; multiply q by it" if isinstance(value, Tensor) else ""
+    raise TypeError(f"{name}: expected a number or None, got {_what(value)}{hint}")
+
+
+def string(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {_what(value)}")
+
+
+def boolean(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {_what(value)}")
+
+
+def two_integers(name: str, value: Any) -> list[int]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name}: expected (height, width), got {_what(value)}")
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected (height, width), got {tuple(value)}")
+    return [integer(name, value[0]), integer(name, value[1])]
+
+
+def label_dtype(name: str, value: object) -> None:
+    if not isinstance(value, torch.dtype):
+        raise TypeError(f"{name}: expected torch.uint8 or torch.int64, got {_what(value)}")
+
+
 def positive(name: str, value: int) -> None:
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
 
@@ -190,6 +248,7 @@ def _convolution(
     x_name: str, x: Tensor, weight_name: str, weight: Tensor, padding: int, dilation: int
 ) -> None:
     feature_map(x_name, x)
+    has_pixels(x_name, x)
     tensor(weight_name, weight, 4)
     matches(weight_name, weight, x_name, x)
     if tuple(weight.shape[2:]) not in ((1, 1), (3, 3)):
@@ -233,10 +292,12 @@ def block_sum_reduce(
         raise ValueError(f"weights: expected {len(blocks)}, one a block, got {len(weights)}")
     choice("activation", activation, ACTIVATIONS)
     for i, (x, weight) in enumerate(zip(blocks, weights, strict=True)):
-        _convolution(f"blocks[{i}]", x, f"weights[{i}]", weight, padding, dilation)
+        # Before its weight, which would be blamed for it.
+        feature_map(f"blocks[{i}]", x)
         matches(f"blocks[{i}]", x, "blocks[0]", blocks[0])
         for dim, what in ((0, "batch"), (2, "height"), (3, "width")):
             extent(f"blocks[{i}]", x, dim, blocks[0].shape[dim], f"{what} of blocks[0]")
+        _convolution(f"blocks[{i}]", x, f"weights[{i}]", weight, padding, dilation)
         for dim, what in ((0, "output channels"), (2, "kernel")):
             extent(f"weights[{i}]", weight, dim, weights[0].shape[dim], f"{what} of weights[0]")
     _block_sum_bias(bias, "blocks[0]", blocks[0], weights[0].shape[0])
@@ -252,6 +313,8 @@ def block_sum_update(
     dilation: int,
     activation: str,
 ) -> None:
+    if len(partials) == 0:
+        raise ValueError("partials: expected at least one, got an empty list")
     if not 0 <= index < len(partials):
         raise ValueError(
             f"index: expected 0 to {len(partials) - 1}, a place in partials, got {index}"
@@ -275,7 +338,9 @@ def convolved_shape(x: Tensor, weight: Tensor, padding: int, dilation: int) -> l
     return [x.shape[0], weight.shape[0], x.shape[2] - shrink, x.shape[3] - shrink]
 
 
-def upsample_argmax(logits: Tensor, size: Sequence[int], dtype: torch.dtype) -> None:
+def upsample_argmax(logits: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> torch.dtype:
+    """Returns the dtype of the labels: uint8 for None."""
+    dtype = torch.uint8 if dtype is None else dtype
     feature_map("logits", logits)
     has_pixels("logits", logits)
     output_size(size)
@@ -284,3 +349,4 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], dtype: torch.dtype) -> 
         raise ValueError(
             f"dtype: uint8 holds 256 classes, got logits with {logits.shape[1]}; use torch.int64"
         )
+    return dtype

@@ -12,8 +12,15 @@ given are adjacent in memory.
 Every function takes `backend`: None chooses by device, a name (`tdnet_ops.backends.NAMES`) forces
 one.
 
+TF32: float32 on CUDA computes in full precision unless
+`torch.backends.cuda.matmul.fp32_precision` is "tf32"; the convolutions here follow that flag too,
+where PyTorch's, and the backward pass of ours, follow `torch.backends.cudnn.conv.fp32_precision`.
+
 Gradients: reverse mode, also by torch.func (grad, vjp, jacrev, vmap); second derivatives of all but
 attention_propagate. Forward mode (jvp, jacfwd) is refused; `tdnet_ops.reference` has it.
+
+Numbers are Python's (or symbolic sizes), never tensors: a tensor would lose its gradient. Only the
+functions here refuse one; `torch.ops.tdnet` takes what torch's dispatcher converts.
 
 Errors, everywhere: ValueError, TypeError or RuntimeError that names the argument, what came and
 what was expected; RuntimeError with the reason where a forced backend cannot run.
@@ -44,7 +51,10 @@ def spatial_pool(
     Returns:
         [B, C, ceil(H/n), ceil(W/n)], differentiable in x.
     """
-    return backends.operator("spatial_pool", "x", x, backend)(x, stride, mode)
+    run = backends.operator("spatial_pool", "x", x, backend)
+    stride = checks.integer("stride", stride)
+    checks.string("mode", mode)
+    return run(x, stride, mode)
 
 
 def pooled_affinity(
@@ -69,6 +79,9 @@ def pooled_affinity(
         [B, N, M] with M = ceil(H_k/n) * ceil(W_k/n), contiguous, differentiable in q and k.
     """
     run = backends.operator("pooled_affinity", "q", q, backend)
+    stride = checks.integer("stride", stride)
+    checks.string("mode", mode)
+    scale = checks.optional_number("scale", scale)
     return run(q, k, stride, mode, scale, allow_tf32=backends.allow_tf32(q))
 
 
@@ -98,6 +111,7 @@ def softmax_propagate(
         [B, d_out, H, W] in the layout of residual, else of v; differentiable in all tensors.
     """
     run = backends.operator("softmax_propagate", "affinity", affinity, backend)
+    size = checks.two_integers("size", size)
     return run(affinity, v, size, residual, weight, bias, allow_tf32=backends.allow_tf32(affinity))
 
 
@@ -132,6 +146,7 @@ def attention_propagate(
         [B, d_out, H, W] in the layout of q, differentiable in all tensors.
     """
     run = backends.operator("attention_propagate", "q", q, backend)
+    scale = checks.optional_number("scale", scale)
     return run(q, k, v, residual, weight, bias, scale, allow_tf32=backends.allow_tf32(q))
 
 
@@ -165,6 +180,9 @@ def block_sum_reduce(
     if len(blocks) == 0:
         raise ValueError("blocks: expected at least one block, got an empty list")
     run = backends.operator("block_sum_reduce", "blocks[0]", blocks[0], backend)
+    padding = checks.integer("padding", padding)
+    dilation = checks.integer("dilation", dilation)
+    checks.string("activation", activation)
     tf32 = backends.allow_tf32(blocks[0])
     return run(blocks, weights, bias, padding, dilation, activation, allow_tf32=tf32)
 
@@ -204,6 +222,10 @@ def block_sum_update(
     run = backends.operator("block_sum_update", "x", x, backend)
     tf32 = backends.allow_tf32(x)
     checks.tensor_list("partials", partials)
+    index = checks.integer("index", index)
+    padding = checks.integer("padding", padding)
+    dilation = checks.integer("dilation", dilation)
+    checks.string("activation", activation)
     # The dispatcher looks at every tensor: one of another device in the place that is not read
     # would mislead it.
     partials = [x if i == index else partial for i, partial in enumerate(partials)]
@@ -232,6 +254,8 @@ def upsample_argmax(
     Returns:
         [B, H', W'] labels.
     """
-    return backends.operator("upsample_argmax", "logits", logits, backend)(
-        logits, size, align_corners, dtype
-    )
+    run = backends.operator("upsample_argmax", "logits", logits, backend)
+    size = checks.two_integers("size", size)
+    checks.boolean("align_corners", align_corners)
+    checks.label_dtype("dtype", dtype)
+    return run(logits, size, align_corners, dtype)

@@ -2,7 +2,11 @@
 
 Recomputes what it needs from the inputs; `attention_propagate` never holds more of the affinity
 than one chunk of queries. Sums have a fixed order, so gradients are deterministic wherever torch's
-products are. Half precision is widened to float32 first.
+products are. Half precision is widened to float32 first, except in convolutions on CUDA, where
+cuDNN adds in float32 by itself.
+
+On CUDA, float32 products follow `torch.backends.cuda.matmul.fp32_precision` and convolutions
+cuDNN's own `torch.backends.cudnn.conv.fp32_precision`, as they stand when the backward pass runs.
 """
 
 from __future__ import annotations
@@ -124,10 +128,12 @@ def convolution(
     grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight of one stride-1 convolution."""
+    widen = (lambda value: value.to(x.dtype)) if x.is_cuda else wide
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
+        widen(grad),
+        widen(x),
+        # torch's backward refuses a weight of odd strides.
+        widen(weight).contiguous(),
         None,
         [1, 1],
         [padding] * 2,
@@ -137,11 +143,12 @@ def convolution(
         1,
         [True, True, False],
     )
-    return grad_x, grad_weight
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
 def activation(grad: Tensor, out: Tensor, name: str) -> Tensor:
-    return grad * (out > 0) if name == "relu" else grad
+    """As torch's relu: what comes from above a NaN passes, an infinity above a zero does not."""
+    return torch.ops.aten.threshold_backward(grad, out, 0) if name == "relu" else grad
 
 
 def bias(grad: Tensor, like: Tensor | None) -> Tensor | None:

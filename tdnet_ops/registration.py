@@ -340,7 +340,11 @@ def _block_sum_update_backward(
     grad_total = gradients.activation(grad_total, total, ctx.activation)
     grad_partials = [None if i == ctx.index else grad_total for i in range(ctx.count)]
     grad_x, grad_weight = gradients.convolution(
-        grad_partial + grad_total, x, weight, ctx.padding, ctx.dilation
+        gradients.wide(grad_partial) + gradients.wide(grad_total),
+        x,
+        weight,
+        ctx.padding,
+        ctx.dilation,
     )
     grad_bias = gradients.bias(grad_total, bias)
     return grad_partials, None, grad_x, grad_weight, grad_bias, None, None, None
@@ -353,9 +357,9 @@ def _upsample_argmax_fake(
     logits: Tensor,
     size: Sequence[int],
     align_corners: bool = False,
-    dtype: torch.dtype = torch.uint8,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    checks.upsample_argmax(logits, size, dtype)
+    dtype = checks.upsample_argmax(logits, size, dtype)
     return logits.new_empty([logits.shape[0], size[0], size[1]], dtype=dtype)
 
 
@@ -363,9 +367,9 @@ def _upsample_argmax_reference(
     logits: Tensor,
     size: Sequence[int],
     align_corners: bool = False,
-    dtype: torch.dtype = torch.uint8,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    checks.upsample_argmax(logits, size, dtype)
+    dtype = checks.upsample_argmax(logits, size, dtype)
     return reference.upsample_argmax(gradients.wide(logits), size, align_corners, dtype)
 
 

@@ -19,7 +19,7 @@ Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
   const int64_t queries = q.size(2) * q.size(3), keys = k.size(2) * k.size(3);
   const Tokens query_tokens = tokens(q), key_tokens = tokens(k);
   const std::array<int64_t, 3> size{batch, queries, keys};
-  const Tensor affinity = with_huge_pages(torch::stable::new_empty(q, size));
+  const Tensor affinity = with_huge_pages(new_result(q, size, ScalarType::Float));
   float* data = affinity.mutable_data_ptr<float>();
 
   const int64_t panels = divide_up(keys, loops.lanes), panel_size = channels * loops.lanes;

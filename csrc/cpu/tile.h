@@ -10,6 +10,8 @@
 #include <atomic>
 #include <cstdint>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 namespace tdnet::cpu {
 
@@ -49,7 +51,13 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 class Buffer {
  public:
   explicit Buffer(int64_t count)
-      : data_(static_cast<float*>(::operator new(sizeof(float) * count, std::align_val_t{64}))) {}
+      : data_(static_cast<float*>(
+            ::operator new(sizeof(float) * count, std::align_val_t{64}, std::nothrow))) {
+    if (data_ == nullptr) {
+      throw std::runtime_error("out of memory: cannot allocate a workspace of " +
+                               std::to_string(sizeof(float) * count) + " bytes");
+    }
+  }
   ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;

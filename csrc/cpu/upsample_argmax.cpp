@@ -23,27 +23,29 @@ struct Source {
   float t;
 };
 
-// torch's bilinear rule, computed in float with a fused multiply-add as torch's builds do.
-std::vector<Source> sources(int64_t input, int64_t output, bool align_corners) {
-  const float scale = align_corners
-                          ? (output > 1 ? static_cast<float>(input - 1) / (output - 1) : 0.0f)
-                          : static_cast<float>(input) / output;
-  std::vector<Source> list(output);
-  if (input == output) {
+// torch's bilinear rule along one dimension, computed in float with a fused multiply-add as torch's
+// builds do.
+struct Rule {
+  int64_t input, output;
+  bool align_corners;
+
+  Source at(int64_t i) const {
     // As torch, no neighbour of weight zero is read: an infinity or a NaN there would spread.
-    for (int64_t i = 0; i < output; ++i) list[i] = {i, i, 0.0f};
-    return list;
-  }
-  for (int64_t i = 0; i < output; ++i) {
+    if (input == output) return {i, i, 0.0f};
+    const float scale = align_corners
+                            ? (output > 1 ? static_cast<float>(input - 1) / (output - 1) : 0.0f)
+                            : static_cast<float>(input) / output;
     const float position =
         align_corners ? scale * i : std::max(0.0f, std::fma(scale, i + 0.5f, -0.5f));
     const int64_t low = std::min(static_cast<int64_t>(position), input - 1);
-    list[i] = {low, std::min(low + 1, input - 1), std::clamp(position - low, 0.0f, 1.0f)};
+    return {low, std::min(low + 1, input - 1), std::clamp(position - low, 0.0f, 1.0f)};
   }
-  return list;
-}
+};
 
-// One row of logits [classes, W] -> [classes, padded], widened to the output's columns.
+// Columns that are widened at a time, so that what a thread holds does not grow with the result.
+constexpr int64_t kColumns = 4096;
+
+// One row of logits [classes, W] -> [classes, padded], widened to these columns of the output.
 void widen_row(const Tensor& logits, int64_t b, int64_t y, const std::vector<Source>& columns,
                int64_t padded, float* out) {
   const float* row = logits.const_data_ptr<float>() + b * logits.stride(0) + y * logits.stride(2);
@@ -62,15 +64,19 @@ void widen_row(const Tensor& logits, int64_t b, int64_t y, const std::vector<Sou
 template <typename Label>
 void upsample_argmax_into(const Tensor& logits, bool align_corners, const Tensor& labels) {
   const int64_t classes = logits.size(1), height = labels.size(1), width = labels.size(2);
-  const std::vector<Source> rows = sources(logits.size(2), height, align_corners);
-  const std::vector<Source> columns = sources(logits.size(3), width, align_corners);
-  const int64_t padded = round_up(width, 16);
+  const Rule rows{logits.size(2), height, align_corners};
+  const Rule columns{logits.size(3), width, align_corners};
+  const int64_t padded = round_up(std::min(width, kColumns), 16);
   const auto best_classes = TDNET_DISPATCH(best_classes);
   Label* out = labels.mutable_data_ptr<Label>();
-  torch::stable::parallel_for(0, labels.size(0) * height, 1, [&](int64_t begin, int64_t end) {
+  const int64_t lines = labels.size(0) * height;
+  const int64_t tiles = divide_up(width, kColumns);
+  torch::stable::parallel_for(0, tiles * lines, 1, [&](int64_t begin, int64_t end) {
     const Buffer wide(2 * classes * padded);
     float* slots[2] = {wide.get(), wide.get() + classes * padded};
     int64_t held[2] = {-1, -1};  // which input row, over all batches, a slot holds
+    int64_t tile = -1;           // which columns
+    std::vector<Source> tile_columns;
     std::vector<int> row_labels_storage(padded + 16);
     int* row_labels = row_labels_storage.data();
     row_labels += (64 - reinterpret_cast<uintptr_t>(row_labels) % 64) % 64 / sizeof(int);
@@ -79,30 +85,42 @@ void upsample_argmax_into(const Tensor& logits, bool align_corners, const Tensor
       if (held[0] == wanted) return 0;
       if (held[1] == wanted) return 1;
       const int slot = held[0] == keep ? 1 : 0;
-      widen_row(logits, b, y, columns, padded, slots[slot]);
+      widen_row(logits, b, y, tile_columns, padded, slots[slot]);
       held[slot] = wanted;
       return slot;
     };
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / height;
-      const Source& source = rows[i % height];
+      if (i / lines != tile) {
+        tile = i / lines;
+        held[0] = held[1] = -1;
+        tile_columns.clear();
+        for (int64_t x = tile * kColumns; x < std::min(width, (tile + 1) * kColumns); ++x) {
+          tile_columns.push_back(columns.at(x));
+        }
+      }
+      const int64_t line = i % lines, b = line / height;
+      const Source source = rows.at(line % height);
       const int64_t base = b * logits.size(2);
       const int upper = widened(b, source.low, base + source.high);
       const int lower = widened(b, source.high, base + source.low);
       best_classes(slots[upper], slots[lower], source.t, classes, padded, row_labels);
-      for (int64_t x = 0; x < width; ++x) out[i * width + x] = static_cast<Label>(row_labels[x]);
+      Label* to = out + line * width + tile * kColumns;
+      for (size_t x = 0; x < tile_columns.size(); ++x) to[x] = static_cast<Label>(row_labels[x]);
     }
   });
 }
 
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
-                       ScalarType dtype) {
+                       std::optional<ScalarType> requested) {
+  const ScalarType dtype = requested.value_or(ScalarType::Byte);
   check_upsample_argmax(logits, size, dtype);
   if (is_double(logits)) {
-    return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners, dtype)[0];
+    return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners,
+                         requested)[0];
   }
   const std::array<int64_t, 3> shape{logits.size(0), size[0], size[1]};
-  const Tensor labels = torch::stable::new_empty(logits, shape, dtype);
+  const Tensor labels = new_result(logits, shape, dtype);
+  if (labels.numel() == 0) return labels;
   if (dtype == ScalarType::Byte) {
     upsample_argmax_into<uint8_t>(to_float(logits), align_corners, labels);
   } else {

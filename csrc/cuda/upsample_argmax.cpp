@@ -32,10 +32,12 @@ void upsample_argmax_as(const Tensor& logits, bool align_corners, Tensor& labels
 }
 
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
-                       ScalarType dtype) {
+                       std::optional<ScalarType> requested) {
+  const ScalarType dtype = requested.value_or(ScalarType::Byte);
   check_upsample_argmax(logits, size, dtype);
   if (is_double(logits)) {
-    return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners, dtype)[0];
+    return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners,
+                         requested)[0];
   }
   check_fits_int("size", size[0], "rows");
   check_fits_int("size", size[1], "columns");

@@ -100,10 +100,10 @@ def upsample_argmax(
     logits: Tensor,
     size: Sequence[int],
     align_corners: bool = False,
-    dtype: torch.dtype = torch.uint8,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As tdnet_ops.upsample_argmax."""
-    checks.upsample_argmax(logits, size, dtype)
+    dtype = checks.upsample_argmax(logits, size, dtype)
     batch, classes, height, width = logits.shape
     labels = logits.new_empty([batch, size[0], size[1]], dtype=dtype)
     if labels.numel() == 0:

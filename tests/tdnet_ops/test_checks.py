@@ -1,6 +1,8 @@
 """Bad input to every argument of every operator: the error names the argument and what came."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import samples
@@ -354,3 +356,179 @@ def test_compiled_calls_refuse_as_eager_ones():
     q = torch.randn(1, 4, 3, 3)
     with pytest.raises(Exception, match=r"k: expected size 4"):
         run(q, torch.randn(1, 5, 2, 2), torch.randn(1, 5, 2, 2))
+
+
+# --- what torch's dispatcher would convert in silence ---------------------------------------------
+
+INTEGERS = [
+    ("spatial_pool", "stride"),
+    ("pooled_affinity", "stride"),
+    ("block_sum_reduce", "padding"),
+    ("block_sum_reduce", "dilation"),
+    ("block_sum_update", "padding"),
+    ("block_sum_update", "dilation"),
+    ("block_sum_update", "index"),
+]
+CONVERTED = [
+    (operator, name, value, text)
+    for operator, name in INTEGERS
+    for value, text in [
+        (True, "True"),
+        (torch.tensor(1), "a tensor of torch.int64"),
+        (torch.tensor(1.7), "a tensor of torch.float32"),
+        (1.0, "1.0"),
+    ]
+] + [
+    (operator, name, value, text)
+    for operator, name, value, text in [
+        ("pooled_affinity", "scale", True, "True"),
+        ("pooled_affinity", "scale", torch.nn.Parameter(torch.tensor(0.5)), "a tensor .*multiply"),
+        ("attention_propagate", "scale", False, "False"),
+        ("attention_propagate", "scale", torch.tensor(0.5), "a tensor of torch.float32"),
+        ("attention_propagate", "scale", 1j, "1j"),
+        ("softmax_propagate", "size", (torch.tensor(5), 6), "a tensor of torch.int64"),
+        ("softmax_propagate", "size", torch.tensor([5, 6]), "a tensor of torch.int64"),
+        ("upsample_argmax", "size", (True, 8), "True"),
+        ("upsample_argmax", "size", (8.0, 8), "8.0"),
+        ("upsample_argmax", "align_corners", 2, "2"),
+        ("upsample_argmax", "align_corners", 0, "0"),
+        ("upsample_argmax", "align_corners", None, "None"),
+        ("upsample_argmax", "align_corners", torch.tensor(True), "a tensor of torch.bool"),
+        ("upsample_argmax", "dtype", 4, "4"),
+        ("upsample_argmax", "dtype", True, "True"),
+        ("upsample_argmax", "dtype", None, "None"),
+        ("spatial_pool", "mode", b"max", "b'max'"),
+        ("pooled_affinity", "mode", b"max", "b'max'"),
+        ("block_sum_reduce", "activation", b"relu", "b'relu'"),
+        ("block_sum_update", "activation", None, "None"),
+    ]
+]
+
+
+@pytest.mark.parametrize(("operator", "name", "value", "text"), CONVERTED, ids=str)
+def test_public_functions_convert_nothing(operator, name, value, text):
+    arguments = arguments_of(operator, **{name: value})
+    assert_refused("tdnet_ops", operator, arguments, name, text, TypeError)
+
+
+def test_numbers_of_numpy_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    x = torch.randn(1, 2, 4, 6)
+    pooled = tdnet_ops.spatial_pool(x, numpy.int64(2))
+    assert torch.equal(pooled, tdnet_ops.spatial_pool(x, 2))
+    scaled = tdnet_ops.pooled_affinity(x, x, scale=numpy.float32(0.5))
+    assert torch.equal(scaled, tdnet_ops.pooled_affinity(x, x, scale=0.5))
+    labels = tdnet_ops.upsample_argmax(x, (numpy.int32(8), 8))
+    assert torch.equal(labels, tdnet_ops.upsample_argmax(x, (8, 8)))
+
+
+# --- who is blamed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.to("meta"), torch.Tensor.double, lambda x: x[:, :, 1:], lambda x: x[..., :-1]],
+)
+def test_a_block_that_differs_is_blamed_not_its_weight(route, change):
+    arguments = changed("block_sum_reduce", "blocks", change)
+    with pytest.raises(ERRORS) as caught:
+        call(route, "block_sum_reduce", arguments)
+    last = len(arguments["blocks"]) - 1
+    assert str(caught.value).startswith(f"blocks[{last}]: "), str(caught.value)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+def test_no_partials(route):
+    arguments = arguments_of("block_sum_update", partials=[])
+    with pytest.raises(ERRORS, match=r"^partials: expected at least one"):
+        call(route, "block_sum_update", arguments)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(("operator", "name"), TENSORS)
+@pytest.mark.parametrize("layout", ["sparse_coo", "_mkldnn"])
+def test_layouts_of_other_kinds(route, operator, name, layout):
+    def convert(x):
+        return x.to_sparse() if layout == "sparse_coo" else x.to_mkldnn()
+
+    if layout == "_mkldnn" and RANKS[operator][name] < 3:
+        return  # torch cannot make one
+    arguments = changed(operator, name, convert)
+    assert_refused(route, operator, arguments, name, f"dense.*got layout torch.{layout}", TypeError)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # nested tensors are a prototype
+@pytest.mark.parametrize(("operator", "name"), [*sorted(FIRST), ("block_sum_reduce", "blocks")])
+def test_nested_tensors(operator, name):
+    arguments = arguments_of(operator)
+    nested = torch.nested.nested_tensor([torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)])
+    arguments[name] = [nested] if isinstance(arguments[name], list) else nested
+    assert_refused("tdnet_ops", operator, arguments, name, "nested", TypeError)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 5, 0, 6), (2, 5, 6, 0)])
+def test_convolutions_of_no_pixels(route, dtype, shape):
+    """As torch's convolution, whatever the padding."""
+    x, weight = torch.zeros(shape, dtype=dtype), torch.zeros(3, 5, 1, 1, dtype=dtype)
+    partial = torch.zeros(2, 3, shape[2] + 2, shape[3] + 2, dtype=dtype)
+    shape_in_text = re.escape(str(list(shape)))
+    with pytest.raises(ERRORS, match=rf"^blocks\[0\]: .*{shape_in_text}"):
+        samples.ROUTES[route]("block_sum_reduce")([x], [weight], None, 1, 1, "none")
+    with pytest.raises(ERRORS, match=rf"^x: .*{shape_in_text}"):
+        samples.ROUTES[route]("block_sum_update")([partial], 0, x, weight, None, 1, 1, "none")
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+PLENTY = torch.zeros(1).expand(1, 1, 10**5, 10**2)  # of pixels, in four bytes
+OUT_OF_MEMORY = {
+    "spatial_pool": (lambda op: op(torch.zeros(1).expand(1, 10**7, 10**3, 10**3), 1), 4 * 10**13),
+    "pooled_affinity": (lambda op: op(PLENTY, PLENTY), 4 * 10**14),
+    "block_sum_reduce": (
+        lambda op: op(
+            [torch.zeros(1).expand(1, 1, 10**7, 10**6)],
+            [torch.ones(1, 1, 1, 1)],
+            None,
+            0,
+            1,
+            "none",
+        ),
+        4 * 10**13,
+    ),
+    "upsample_argmax": (lambda op: op(torch.zeros(1, 2, 3, 4), (10**7, 10**7)), 10**14),
+}
+
+
+@pytest.mark.parametrize("operator", OUT_OF_MEMORY)
+def test_out_of_memory_says_how_much_for_what(operator):
+    run, size = OUT_OF_MEMORY[operator]
+    with pytest.raises(RuntimeError, match=rf"^out of memory: .*result \[.* {size} bytes$"):
+        run(getattr(torch.ops.tdnet, operator))
+
+
+def test_labels_of_no_maps_take_no_memory(tmp_path):
+    """Tables of 24 bytes a row took 3.4 GB."""
+    program = """
+import resource, torch, tdnet_ops
+x = torch.zeros(0, 2, 3, 4)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for size in ((2**27, 1), (1, 2**27)):
+    assert tdnet_ops.upsample_argmax(x, size).shape == (0, *size)
+wide = tdnet_ops.upsample_argmax(torch.randn(1, 2, 3, 4), (1, 2**22))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert float(result.stdout) < 40
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("width", [4095, 4096, 4097, 9000])
+def test_labels_of_wide_maps(width, align_corners):
+    """The columns are computed 4096 at a time."""
+    logits = torch.randn(2, 5, 3, 70)
+    labels = tdnet_ops.upsample_argmax(logits, (7, width), align_corners)
+    samples.assert_labels(labels, (logits, (7, width), align_corners, torch.uint8), str(width))

@@ -3,6 +3,7 @@
 import pytest
 import samples
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdnet_ops
 from tdnet_ops import reference
@@ -310,3 +311,70 @@ def test_a_dual_level_without_tangents_changes_nothing():
     x = torch.randn(1, 2, 4, 5)
     with torch.autograd.forward_ad.dual_level():
         assert torch.equal(tdnet_ops.spatial_pool(x, 2), tdnet_ops.spatial_pool(x.clone(), 2))
+
+
+# --- convolutions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+def test_relu_passes_gradients_as_torch(route):
+    """[5, inf] from above [NaN, 0] gives [5, 0]; the weight is one."""
+    x = torch.tensor([float("nan"), 0.0, 2.0]).reshape(1, 1, 1, 3).requires_grad_()
+    one, upstream = (
+        torch.ones(1, 1, 1, 1),
+        torch.tensor([5.0, float("inf"), 3.0]).reshape(1, 1, 1, 3),
+    )
+    right = torch.tensor([5.0, 0.0, 3.0]).reshape(1, 1, 1, 3)
+    (grad,) = torch.autograd.grad(torch.relu(x), x, upstream)
+    torch.testing.assert_close(grad, right, rtol=0, atol=0)
+    out = samples.ROUTES[route]("block_sum_reduce")([x], [one], None, 0, 1, "relu")
+    (grad,) = torch.autograd.grad(out, x, upstream)
+    torch.testing.assert_close(grad, right, rtol=0, atol=0)
+    other = torch.zeros(1, 1, 1, 3, requires_grad=True)
+    update = samples.ROUTES[route]("block_sum_update")([other, x], 1, x, one, None, 0, 1, "relu")
+    for grad in torch.autograd.grad(update[1], [x, other], upstream):
+        torch.testing.assert_close(grad, right, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("dtype", samples.DTYPES)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_weights_of_odd_strides(route, dtype, kernel):
+    x = torch.randn(2, 5, 6, 7, dtype=dtype)
+    wide = torch.randn(kernel, 2 * 5, kernel, 4, dtype=dtype).permute(3, 1, 0, 2)[:, ::2]
+    out_size = 6 if kernel == 1 else 4
+    grads = []
+    for weight in (wide, wide.contiguous()):
+        weight = weight.detach().requires_grad_()
+        out = samples.ROUTES[route]("block_sum_reduce")([x], [weight], None, 0, 1, "relu")
+        total = samples.ROUTES[route]("block_sum_update")([out], 0, x, weight, None, 0, 1, "none")[
+            1
+        ]
+        assert out.shape[2] == out_size
+        grads.append(torch.autograd.grad((out + total).float().sum(), weight)[0])
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_half_precision_convolutions_are_widened(dtype):
+    x = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
+    weight = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
+    partial, total = tdnet_ops.block_sum_update([x.detach()], 0, x, weight)
+    ones = torch.ones_like(total)
+    with Convolutions() as record:
+        grads = torch.autograd.grad([partial, total], [x, weight], [ones, ones])
+    assert record.dtypes == [torch.float32]
+    assert [grad.dtype for grad in grads] == [dtype, dtype]
+
+
+class Convolutions(TorchDispatchMode):
+    """Records the dtype of the gradient that convolution_backward gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))

@@ -6,6 +6,7 @@ import pytest
 import samples
 import torch
 import torch._dynamo.testing
+import torch._inductor
 
 import tdnet_ops
 from tdnet_ops import reference
@@ -349,3 +350,39 @@ def test_export_with_dynamic_sizes(name):
         expected = samples.tensors([Call(name, options)(*maps)])
         for got, right in zip(actual, expected, strict=True):
             torch.testing.assert_close(got, right, rtol=0, atol=0)
+
+
+# --- tracing and ahead-of-time packages -----------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; a size becomes a number
+def test_jit_trace_of_a_size():
+    def function(logits, affinity, v):
+        labels = tdnet_ops.upsample_argmax(logits, (2 * logits.shape[2], 2 * logits.shape[3]))
+        return labels, tdnet_ops.softmax_propagate(affinity, v, logits.shape[2:])
+
+    arguments = torch.randn(1, 3, 4, 5), torch.randn(1, 20, 6), torch.randn(1, 2, 2, 3)
+    traced = torch.jit.trace(function, arguments)
+    for got, right in zip(traced(*arguments), function(*arguments), strict=True):
+        torch.testing.assert_close(got, right)
+
+
+class Labels(torch.nn.Module):
+    def __init__(self, *options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, logits):
+        return tdnet_ops.upsample_argmax(logits, (8, 12), *self.options)
+
+
+def test_labels_in_an_ahead_of_time_package(tmp_path):
+    """A default dtype in the schema was stored as an integer, which no package could read again."""
+    for i, options in enumerate([(), (True, torch.int64)]):
+        model, logits = Labels(*options), torch.randn(1, 3, 4, 5)
+        program = torch.export.export(model, (logits,))
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / f"labels{i}.pt2")
+        )
+        run = torch._inductor.aoti_load_package(path)
+        assert torch.equal(run(logits), model(logits))

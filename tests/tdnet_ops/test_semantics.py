@@ -72,7 +72,7 @@ def test_a_mean_of_large_values_is_finite(route, function, dtype, keys):
     v[:, 1] *= -1
     v[:, 2] *= 0.01
     out = function(route, affinity, v)
-    torch.testing.assert_close(out, v[:3] if keys > 2 else v[[0, 0, 0]], rtol=1e-5, atol=0)
+    torch.testing.assert_close(out, v[:3] if keys > 2 else v[[0, 0, 0]], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("route", "function"), CASES)
