@@ -248,7 +248,6 @@ inline void check_block_sum_update(const std::vector<Tensor>& partials, int64_t 
         ", a place in partials, got ", index);
   check_activation(activation);
   check_convolution("x", x, "weight", weight, padding, dilation);
-  check_bias(bias, "x", x, weight.size(0));
   const int64_t shrink = dilation * (weight.size(2) - 1) - 2 * padding;
   for (int64_t i = 0; i < count; ++i) {
     if (i == index) continue;
@@ -260,6 +259,7 @@ inline void check_block_sum_update(const std::vector<Tensor>& partials, int64_t 
     check_size(name, partials[i], 2, x.size(2) - shrink, "height of the new partial");
     check_size(name, partials[i], 3, x.size(3) - shrink, "width of the new partial");
   }
+  check_bias(bias, "x", x, weight.size(0));
 }
 
 inline void check_upsample_argmax(const Tensor& logits, const std::vector<int64_t>& size,
