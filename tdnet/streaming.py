@@ -1,6 +1,8 @@
 """Segmenting a video frame by frame with constant work and bounded state."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +71,7 @@ class VideoSegmenter:
         self.model = model.eval()
         self.size = size
         self._state = _State()
+        self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def reset(self) -> None:
         """Forget the past: the next frame starts a new video and may have another size."""
@@ -98,20 +101,18 @@ class VideoSegmenter:
         pixels = _checked_frame(frame)
         height, width = pixels.shape[:2]
         _check_same_size("frame", (height, width), self._state.frame_size)
-        logits, state = self._advance(self._normalise(pixels))
-        labels = upsample_argmax(logits, (height, width), align_corners=True)[0]
-        state = replace(state, frame_size=(height, width))
-        if not labels.is_cuda:
+        with _on(self._parameter().device):
+            logits, state = self._advance(self._normalise(pixels))
+            labels = upsample_argmax(logits, (height, width), align_corners=True)[0]
+            state = replace(state, frame_size=(height, width))
+            if labels.device.type == "cpu":
+                self._state = state
+                return labels.numpy()
+            # The copy is enqueued before the preparation: the labels do not wait for it.
+            host, copied = _copy_to_host(labels)
             self._state = state
-            return labels.numpy()
-        # The copy is enqueued before the preparation, so that the labels do not wait for it.
-        host = torch.empty(labels.shape, dtype=labels.dtype, pin_memory=True)
-        host.copy_(labels, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        self._state = state
-        self.prepare()
-        copied.synchronize()
+            self.prepare()
+            copied.synchronize()
         return host.numpy()
 
     @torch.inference_mode()
@@ -134,9 +135,10 @@ class VideoSegmenter:
             raise TypeError(f"x is {came}, expected a float tensor [1, 3, H, W]")
         if x.dim() != 4 or x.shape[:2] != (1, 3) or x.numel() == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected [1, 3, H, W]")
-        logits, state = self._advance(x.to(self._parameter()))
         height, width = x.shape[-2:]
-        result = resize(logits, (height, width))
+        with _on(self._parameter().device):
+            logits, state = self._advance(x.to(self._parameter()))
+            result = resize(logits, (height, width))
         self._state = state
         return result
 
@@ -146,7 +148,8 @@ class VideoSegmenter:
 
         Changes no result; without effect when there is nothing to do.
         """
-        self._state = self._prepared()
+        with _on(self._parameter().device):
+            self._state = self._prepared()
 
     def _prepared(self) -> _State:
         state, model = self._state, self.model
@@ -183,23 +186,64 @@ class VideoSegmenter:
     def _normalise(self, pixels: Tensor) -> Tensor:
         """uint8 ``[H, W, 3]`` to a normalised image ``[1, 3, h, w]`` on the model's device."""
         parameter = self._parameter()
-        image = pixels.to(parameter.device).permute(2, 0, 1)[None].float()
+        image = _upload(pixels, parameter.device).permute(2, 0, 1)[None].float()
         if self.size is not None and image.shape[-2:] != self.size:
             image = F.interpolate(image, self.size, mode="bilinear", align_corners=False)
-        mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
-        deviation = torch.tensor(STANDARD_DEVIATION, device=image.device).view(3, 1, 1)
+        mean, deviation = self._mean_and_deviation(image.device)
         return ((image / 255 - mean) / deviation).to(parameter.dtype)
+
+    def _mean_and_deviation(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both ``[3, 1, 1]``; made once for a device, since that waits for it."""
+        if device not in self._statistics:
+            mean, deviation = (
+                torch.tensor(values, device=device).view(3, 1, 1)
+                for values in (MEAN, STANDARD_DEVIATION)
+            )
+            self._statistics[device] = (mean, deviation)
+        return self._statistics[device]
 
     def _parameter(self) -> Tensor:
         return next(self.model.parameters())
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU the current one, whose streams and launches are then meant."""
+    if device.type == "cpu":
+        return nullcontext()
+    return torch.accelerator.device_index(device.index)
+
+
+def _upload(pixels: Tensor, device: torch.device) -> Tensor:
+    """The frame on the model's device, without waiting for the copy to a GPU.
+
+    The pinned memory is new for each frame. Torch's allocator keeps it from being used again until
+    the copy is done, and then hands it out again, so that a stream pins but a few frames.
+    """
+    if device.type == "cpu" or pixels.device.type != "cpu":
+        return pixels.to(device)
+    pinned = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    return pinned.copy_(pixels).to(device, non_blocking=True)
+
+
+def _copy_to_host(labels: Tensor) -> tuple[Tensor, torch.Event]:
+    """Pinned memory for the labels, and the event after which they are there.
+
+    Both belong to the labels' device, whichever is the current one.
+    """
+    host = torch.empty(labels.shape, dtype=labels.dtype, pin_memory=True)
+    host.copy_(labels, non_blocking=True)
+    copied = torch.Event(labels.device)
+    copied.record(torch.accelerator.current_stream(labels.device))
+    return host, copied
 
 
 def _checked_frame(frame: object) -> Tensor:
     if isinstance(frame, np.ndarray):
         if frame.dtype != np.uint8:
             raise TypeError(f"frame has dtype {frame.dtype}, expected uint8")
-        # A copy, since torch takes neither negative strides nor read-only memory.
-        frame = torch.from_numpy(np.array(frame, order="C"))
+        # Torch takes neither negative strides nor read-only memory.
+        is_taken = frame.flags.writeable and frame.flags.c_contiguous
+        frame = torch.from_numpy(frame if is_taken else np.array(frame, order="C"))
     if not isinstance(frame, Tensor):
         raise TypeError(f"frame is a {type(frame).__name__}, expected a NumPy array or a tensor")
     if frame.dtype != torch.uint8:
