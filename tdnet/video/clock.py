@@ -7,14 +7,14 @@ from fractions import Fraction
 _MOST_TICKS_A_SECOND = 1_000_000
 # Where a format may break its time line (transport streams), a longer gap is such a break and no
 # picture shown so long: FFmpeg's rule for its own conversions.
-_LONGEST_GAP_OF_A_BROKEN_TIME_LINE = Fraction(10)
+LONGEST_GAP_OF_A_BROKEN_TIME_LINE = Fraction(10)
 
 
 class Clock:
     """Turns the time stamps of decoded pictures into exact, strictly increasing seconds.
 
     Stamps that jump back by a frame or more belong to another recording that was appended: it goes
-    on one frame after the last picture. A single stamp out of line shifts nothing after it.
+    on one step after the last picture. A single stamp out of line shifts nothing after it.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Clock:
         self._start = None if start is None else _nearest_multiple(start, stream_tick)
         self._last_stamp: Fraction | None = None
         self._last_time: Fraction | None = None
-        self._last_duration = self._frame_duration
+        self._last_step = self._frame_duration  # from picture to picture
         # Stamp and start before the last picture's break: what a stamp out of line returns to.
         self._before_break: tuple[Fraction, Fraction] | None = None
 
@@ -49,12 +49,13 @@ class Clock:
         time = self._following_time() if stamp is None else self._time(stamp)
         if self._last_time is not None and time <= self._last_time:
             time = self._last_time + self.tick
+        elif self._last_time is not None:
+            self._last_step = time - self._last_time
         self._last_time = time
-        self._last_duration = self._duration(duration)
-        return time, self._last_duration
+        return time, self._duration(duration)
 
     def _following_time(self) -> Fraction:
-        return Fraction(0) if self._last_time is None else self._last_time + self._last_duration
+        return Fraction(0) if self._last_time is None else self._last_time + self._last_step
 
     def _time(self, stamp: Fraction) -> Fraction:
         if self._start is None or (self._last_stamp is None and stamp < self._start):
@@ -81,7 +82,7 @@ class Clock:
         gap = stamp - last_stamp
         if gap <= -self._frame_duration:
             return True
-        return self._may_break and gap > _LONGEST_GAP_OF_A_BROKEN_TIME_LINE
+        return self._may_break and gap > LONGEST_GAP_OF_A_BROKEN_TIME_LINE
 
     def _undo_rounding(self, time: Fraction) -> Fraction:
         """The multiple of the frame duration that the container rounded to its own ticks.

@@ -16,7 +16,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from tdnet.video.clock import Clock
+from tdnet.video.clock import LONGEST_GAP_OF_A_BROKEN_TIME_LINE, Clock
 from tdnet.video.containers import declared_size
 from tdnet.video.errors import VideoError, reason
 from tdnet.video.frames import Frame
@@ -26,6 +26,7 @@ _HIGHEST_RATE = 1000  # above it is no rate but the ticks of a stream with a sin
 _CAMERA_TIMEOUT_SECONDS = 10.0
 _LONGEST_REORDERING = 4  # frames by which encoders put off the first one, for their B-frames
 _LATEST_START = Fraction(10)
+_REACH_OF_A_BREAK = 2  # packets that FFmpeg's buffers lie between the end of a stream and the next
 
 
 class VideoFile:
@@ -80,14 +81,14 @@ class VideoFile:
             for index, picture in enumerate(decoder):
                 yield _frame(picture, self._clock, self._stream, index)
         # An end may be missing that held none of the frames, or never was.
-        all_read = not decoder.damaged_pictures and 0 < expected_packets <= decoder.packets
+        all_read = not decoder.damaged_packets and 0 < expected_packets <= decoder.packets
         if (truncation := self._truncation()) and not all_read:
             raise VideoError(f"{self.label}: {truncation}")
         if index < 0:
             raise VideoError(f"{self.label}: no frame of the video can be decoded")
-        if decoder.damaged_pictures:
-            count = decoder.damaged_pictures
-            raise VideoError(f"{self.label}: the file is damaged ({count} unreadable pictures)")
+        if decoder.damaged_packets:
+            count = decoder.damaged_packets
+            raise VideoError(f"{self.label}: the file is damaged ({count} unreadable packets)")
 
     def _why(self, error: Exception) -> str:
         if self._is_pipe:
@@ -156,16 +157,27 @@ def _camera_address(index: int) -> tuple[str, str]:
 class _Decoder:
     """Decodes all that can be decoded of a stream, counting what cannot.
 
-    A packet that is called corrupt is cut off, but in transport streams it may be whole, since
-    one that was appended to another looks like lost packets. What the decoder makes of it tells.
+    A packet that is called corrupt is cut off and left out. In transport streams the numbering has
+    a gap beside it, which is no damage where another stream was appended: where time breaks too.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream):
         self._container = container
         self._stream = stream
-        self._is_suspect = False
+        self._may_break = _may_break(container)
+        self._last_stamp: Fraction | None = None
+        self._breaks: list[int] = []  # numbers of packets, as the next
+        self._suspects: list[int] = []
+        self._undecodable = 0
         self.packets = 0
-        self.damaged_pictures = 0
+
+    @property
+    def damaged_packets(self) -> int:
+        """How many packets so far could not be decoded as they were encoded."""
+        return self._undecodable + sum(
+            all(abs(suspect - place) > _REACH_OF_A_BREAK for place in self._breaks)
+            for suspect in self._suspects
+        )
 
     def __iter__(self) -> Iterator[av.VideoFrame]:
         self._stream.thread_type = "AUTO"
@@ -176,27 +188,34 @@ class _Decoder:
             except StopIteration:
                 return
             except av.error.FFmpegError:
-                self.damaged_pictures += 1
+                self._undecodable += 1
                 yield from self._stream.decode(None)
                 return
             yield from self._decode(packet)
 
     def _decode(self, packet: "av.Packet[VideoStream]") -> list[av.VideoFrame]:
         self.packets += packet.size > 0
-        self._is_suspect = self._is_suspect or packet.is_corrupt
-        pictures = []
+        if self._may_break:
+            self._look_for_breaks(packet)
         try:
-            if packet.is_corrupt and not _may_break(self._container):
-                self.damaged_pictures += 1
-            else:
-                pictures = packet.decode()
+            if not packet.is_corrupt or self._may_break:
+                return packet.decode()
         except av.error.FFmpegError:
-            self.damaged_pictures += 1
-        if not self._is_suspect:
-            return pictures
-        whole = [picture for picture in pictures if not picture.is_corrupt]
-        self.damaged_pictures += len(pictures) - len(whole)
-        return whole
+            pass
+        self._undecodable += 1
+        return []
+
+    def _look_for_breaks(self, packet: "av.Packet[VideoStream]") -> None:
+        if packet.is_corrupt:
+            self._suspects.append(self.packets)
+        if packet.dts is None or packet.time_base is None:
+            return
+        stamp = packet.dts * packet.time_base
+        if self._last_stamp is not None:
+            gap = stamp - self._last_stamp
+            if gap <= 0 or gap > LONGEST_GAP_OF_A_BROKEN_TIME_LINE:
+                self._breaks.append(self.packets)
+        self._last_stamp = stamp
 
 
 def _frame(picture: av.VideoFrame, clock: Clock, stream: VideoStream, index: int) -> Frame:

@@ -1,12 +1,14 @@
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdnet.models.tdnet as tdnet_module
-from tdnet import VideoSegmenter, build_model
+from tdnet import VideoSegmenter, build_model, streaming
 from tdnet.streaming import MEAN, STANDARD_DEVIATION
 
 HEIGHT, WIDTH = 41, 65
@@ -278,3 +280,87 @@ def test_bad_models_and_sizes(pspnet):
     for size in [(0, 5), (5,), (5.0, 5)]:
         with pytest.raises(ValueError, match="expected \\(height, width\\)"):
             VideoSegmenter(pspnet, size)
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*arguments, **(options or {}))
+
+
+def test_no_tensor_is_made_of_numbers_after_the_first_frame(td4):
+    """On a GPU that waits for the device, and cannot be captured as a graph."""
+    segmenter = VideoSegmenter(td4, (33, 49))
+    made = []
+    for frame in video(6):
+        with Operators() as operators:
+            segmenter.step(frame)
+            segmenter.prepare()
+        made.append(operators.names.count("lift_fresh"))
+    assert made[0] > 0  # so are they noted
+    assert made[1:] == [0] * 5
+
+
+class OnSecondGPU(torch.Tensor):
+    """Labels that say they are on another device than the current one."""
+
+    device = torch.device("cuda", 1)
+
+
+def test_the_event_of_the_labels_is_recorded_on_their_device(monkeypatch):
+    recorded = []
+
+    class Event:
+        def __init__(self, device):
+            self.device = device
+
+        def record(self, stream):
+            recorded.append((self.device, stream))
+
+    empty = torch.empty
+    pinned = []
+
+    def unpinned(*arguments, pin_memory=False, **options):
+        pinned.append(pin_memory)
+        return empty(*arguments, **options)
+
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch, "empty", unpinned)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: f"stream of {device}")
+    labels = torch.arange(6, dtype=torch.uint8).view(2, 3)
+    host, _ = streaming._copy_to_host(labels.as_subclass(OnSecondGPU))
+    assert torch.equal(host, labels)
+    assert recorded == [(torch.device("cuda", 1), "stream of cuda:1")]
+    assert pinned == [True]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_labels_are_there_when_another_gpu_is_the_current_one(td4):
+    frames = video(8)
+    reference = VideoSegmenter(td4)
+    expected = [reference.step(frame) for frame in frames]
+    model = copy.deepcopy(td4).to("cuda:1")
+    segmenter = VideoSegmenter(model)
+    for frame, labels in zip(frames, expected, strict=True):
+        with torch.cuda.device(0), torch.cuda.stream(torch.cuda.Stream("cuda:1")):
+            torch.cuda._sleep(50_000_000)
+            assert (segmenter.step(frame) == labels).mean() > 0.99
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_frame_may_be_overwritten_once_its_labels_are_out(td4):
+    frames = video(8)
+    model = copy.deepcopy(td4).cuda()
+    reference = VideoSegmenter(model)
+    expected = [reference.step(frame) for frame in frames]
+    segmenter, buffer = VideoSegmenter(model), np.empty_like(frames[0])
+    for frame, labels in zip(frames, expected, strict=True):
+        buffer[:] = frame
+        np.testing.assert_array_equal(segmenter.step(buffer), labels)
+        buffer[:] = 0

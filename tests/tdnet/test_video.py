@@ -1,14 +1,21 @@
+import contextlib
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 from fractions import Fraction
+from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from tdnet.video import (
+av = pytest.importorskip("av", reason="PyAV is not installed")
+
+from av.stream import Disposition  # noqa: E402
+
+from tdnet.video import (  # noqa: E402
     Camera,
     Frame,
     ImageFolder,
@@ -21,8 +28,8 @@ from tdnet.video import (
     overlay_writer,
     segment_frames,
 )
-from tdnet.video.images import natural_key
-from tdnet.video.reader import upright
+from tdnet.video.images import natural_key  # noqa: E402
+from tdnet.video.reader import upright  # noqa: E402
 
 NTSC = Fraction(30000, 1001)
 HEIGHT, WIDTH = 32, 48
@@ -470,3 +477,263 @@ def test_a_missing_codec_is_named(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
     convert(source, f"{tmp_path}/out/")
     assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def make_transport_stream(path, start=0, frames=10):
+    tick = Fraction(1, 90000)
+    stamps = [start + 9000 * index for index in range(frames)]
+    return make_video(path, frames, rate=Fraction(10), stamps=stamps, tick=tick)
+
+
+@pytest.mark.parametrize("start", [0, 90000 * 3600 * 5])
+def test_appended_transport_streams_are_one_after_the_other(tmp_path, start):
+    first = make_transport_stream(tmp_path / "1.ts", start)
+    other = make_transport_stream(tmp_path / "2.ts")
+    source = tmp_path / "in.ts"
+    source.write_bytes(first.read_bytes() + other.read_bytes() + first.read_bytes())
+    convert(source, tmp_path / "out.mp4")
+    _, times, stream = read_video(tmp_path / "out.mp4")
+    assert len(times) == 30
+    # FFmpeg counts across the wrap of 33 bits, in ticks that are no tenths of a second.
+    assert all(abs(time - Fraction(i, 10)) < 0.06 for i, time in enumerate(times))
+    assert abs(stream.duration * stream.time_base - 3) < 0.06
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("source", ["in.mp4", "in.mov", "in.mkv"])
+def test_a_late_start_is_kept(tmp_path, source, suffix):
+    tick = Fraction(1, 90000)
+    stamps = [135000 + 9000 * index for index in range(5)]
+    options = {"movflags": "faststart", "use_editlist": "1"} if source != "in.mkv" else {}
+    make_video(tmp_path / source, 5, rate=Fraction(10), stamps=stamps, tick=tick, options=options)
+    convert(tmp_path / source, tmp_path / f"out{suffix}")
+    _, times, _ = read_video(tmp_path / f"out{suffix}")
+    assert times == [Fraction(15 + index, 10) for index in range(5)]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
+def test_one_image_is_a_video_of_one_frame(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to show
+    path = tmp_path / f"in{suffix}"
+    Image.fromarray(picture(0)).save(path, **({} if suffix == ".bmp" else {"exif": exif}))
+    (frame,) = open_source(str(path), NTSC)
+    assert_close(frame.image, picture(0) if suffix == ".bmp" else np.rot90(picture(0), -1))
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_side_data_unknown_to_pyav_is_ignored(tmp_path, orientation, turns):
+    """Motion JPEG with EXIF in its frames, as cameras write it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture(0)).save(tmp_path / "in.jpg", exif=exif, quality=95)
+    path = tmp_path / "in.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        for index in range(3):
+            packet = av.Packet((tmp_path / "in.jpg").read_bytes())
+            packet.stream, packet.time_base = stream, Fraction(1, 10)
+            packet.pts = packet.dts = index
+            container.mux(packet)
+    frames = list(VideoFile(path))
+    assert len(frames) == 3
+    assert_close(frames[0].image, np.rot90(picture(0), turns))
+
+
+def test_an_animated_png_is_a_video(tmp_path):
+    first, *others = [Image.fromarray(picture(index)) for index in range(4)]
+    first.save(tmp_path / "in.png", save_all=True, append_images=others, duration=200)
+    assert len(list(open_source(str(tmp_path / "in.png"), NTSC))) == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "white"),
+    [("I;16", 65535), ("L", 255), ("1", 1), ("P", 255), ("LA", (255, 255)), ("RGBA", (255,) * 4)],
+)
+def test_white_black_and_gray_of_every_kind_of_image(tmp_path, mode, white):
+    image = Image.new(mode, (4, 2), white)
+    image.putpixel((0, 0), (0,) * (len(white) - 1) + (255,) if isinstance(white, tuple) else 0)
+    image.save(tmp_path / "0.png")
+    (frame,) = ImageFolder(tmp_path, NTSC)
+    assert frame.image[0, 0].tolist() == [0, 0, 0]
+    if mode != "P":  # whose colours stand in a table
+        assert frame.image[1, 3].tolist() == [255, 255, 255]
+
+
+def test_16_bit_gray_is_scaled(tmp_path):
+    gray = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    Image.fromarray(gray).save(tmp_path / "0.png")
+    Image.fromarray(gray).save(tmp_path / "1.tif")
+    for frame in ImageFolder(tmp_path, NTSC):
+        np.testing.assert_array_equal(frame.image[..., 1], np.round(gray / 257))
+
+
+def test_a_cmyk_jpeg_and_a_palette_with_transparency_keep_their_colours(tmp_path):
+    image = Image.fromarray(picture(0))
+    image.convert("CMYK").save(tmp_path / "0.jpg", quality=95)
+    image.quantize(8).save(tmp_path / "1.png", transparency=0)
+    for frame in ImageFolder(tmp_path, NTSC):
+        assert_close(frame.image, picture(0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_images_without_a_known_white_are_refused_by_name(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "0.tif")
+    with pytest.raises(VideoError, match=r"0\.tif: its pixels are of mode '[FI]'"):
+        list(ImageFolder(tmp_path, NTSC))
+
+
+def test_a_folder_among_images_is_none_and_a_pipe_or_a_broken_link_is_named(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "0.png")
+    (tmp_path / "x.png").mkdir()
+    assert len(list(ImageFolder(tmp_path, NTSC))) == 1
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(VideoError, match=r"1\.png: not a regular file"):
+        list(ImageFolder(tmp_path, NTSC))
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "1.png").symlink_to("nowhere")
+    with pytest.raises(VideoError, match=r"1\.png: .*No such file"):
+        list(ImageFolder(tmp_path, NTSC))
+
+
+@pytest.mark.parametrize("name", ["in.mp4", "in.mov", "in.mkv", "in.avi", "in.ts"])
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 100, b"written by a camera", b"\xff" * 3, bytes(range(40))]
+)
+def test_other_bytes_after_the_video_are_no_truncation(tmp_path, name, tail):
+    source = make_video(tmp_path / name)
+    source.write_bytes(source.read_bytes() + tail)
+    assert len(list(VideoFile(source))) == 8
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, "with header"])
+def test_the_size_of_an_avi_may_be_unknown(tmp_path, size):
+    source = make_video(tmp_path / "in.avi")
+    data = bytearray(source.read_bytes())
+    number = len(data) if size == "with header" else size
+    data[4:8] = number.to_bytes(4, "little")
+    source.write_bytes(data)
+    assert len(list(VideoFile(source))) == 8
+
+
+def test_a_missing_end_that_holds_no_frame_is_no_truncation(tmp_path):
+    source = make_video(tmp_path / "in.mp4", options={"movflags": "faststart"})
+    source.write_bytes(source.read_bytes() + (10**6).to_bytes(4, "big") + b"free")
+    assert len(list(VideoFile(source))) == 8
+
+
+def test_a_hole_in_a_transport_stream_is_damage(tmp_path):
+    random = np.random.default_rng(0)
+    source = tmp_path / "in.ts"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for _ in range(30):
+            noise = random.integers(0, 255, (64, 96, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = source.read_bytes()
+    middle = len(data) // 188 // 2 * 188
+    source.write_bytes(data[:middle] + data[middle + 2 * 188 :])
+    with pytest.raises(VideoError, match="damaged"):
+        list(VideoFile(source))
+
+
+@pytest.mark.parametrize(
+    "name", [b"a:b", b"http:x", b"bad\xff", b"-x", b"a%03d", "字".encode() * 80]
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_any_name_can_be_read_and_written(tmp_path, monkeypatch, name, suffix):
+    monkeypatch.chdir(tmp_path)  # so that names stand at the start of the path
+    make_video(tmp_path / f"plain{suffix}").rename(os.fsdecode(name) + suffix)
+    os.mkdir("out")
+    convert(os.fsdecode(name) + suffix, "out/" + os.fsdecode(name) + suffix)
+    monkeypatch.chdir(tmp_path / "out")
+    convert(os.fsdecode(name) + suffix, os.fsdecode(name) + suffix)
+    assert len(list(VideoFile(Path(os.fsdecode(name) + suffix)))) == 8
+
+
+def test_a_pipe_is_read(tmp_path):
+    source = make_transport_stream(tmp_path / "in.ts")
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(source.read_bytes()))
+    writer.start()
+    convert(tmp_path / "pipe", tmp_path / "out.mp4")
+    writer.join()
+    assert len(read_video(tmp_path / "out.mp4")[0]) == 10
+
+
+def test_a_pipe_that_must_be_read_backwards_says_so(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+
+    def write():
+        with contextlib.suppress(BrokenPipeError):
+            (tmp_path / "pipe").write_bytes(b"no video" * 1000)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with pytest.raises(VideoError, match="a pipe cannot be read backwards"):
+        VideoFile(tmp_path / "pipe")
+    writer.join()
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "cover.jpg")
+    path = tmp_path / "in.mp3"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("libmp3lame", rate=44100, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        for index in range(20):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), "fltp", "mono")
+            samples.sample_rate = 44100
+            container.mux(sound.encode(samples))
+            if index == 0:
+                packet = av.Packet((tmp_path / "cover.jpg").read_bytes())
+                packet.stream, packet.time_base = cover, Fraction(1, 90000)
+                packet.pts = packet.dts = 0
+                container.mux(packet)
+        container.mux(sound.encode(None))
+    with pytest.raises(VideoError, match="no video, only a cover picture"):
+        open_source(str(path), NTSC)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/dev/null", "neither a file nor a pipe"),
+        ("https://example.org/a.mp4", "addresses are not read"),
+        ("f%03d.png", "for a sequence of images give their folder"),
+        ("f*.png", "for a sequence of images give their folder"),
+    ],
+)
+def test_what_is_not_read_says_why(name, message):
+    with pytest.raises(VideoError, match=message):
+        open_source(name, NTSC)
+
+
+def test_a_change_of_size_within_a_video_is_told_without_advice_to_programmers(tmp_path):
+    parts = [make_video(tmp_path / f"{side}.ts", 4, size=(side, 48)) for side in (32, 64)]
+    source = tmp_path / "in.ts"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(VideoError, match="size changed from 32x48 to 64x48") as caught:
+        convert(source, tmp_path / "out.mp4")
+    assert "reset" not in str(caught.value)
+    assert len(read_video(tmp_path / "out.mp4")[0]) == 4
+
+
+def test_the_result_replaces_what_a_link_names(tmp_path):
+    source = make_video(tmp_path / "in.mp4")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out.mp4").symlink_to("real/result.mp4")
+    convert(source, tmp_path / "out.mp4")
+    assert (tmp_path / "out.mp4").is_symlink()
+    assert len(read_video(tmp_path / "real" / "result.mp4")[0]) == 8
+
+
+def test_a_pipe_is_no_place_for_a_result(tmp_path):
+    os.mkfifo(tmp_path / "out.mp4")
+    with pytest.raises(VideoError, match=r"out\.mp4: cannot be written: .* no regular file"):
+        convert(make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4")
