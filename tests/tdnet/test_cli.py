@@ -1,4 +1,5 @@
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -6,16 +7,18 @@ import textwrap
 import time
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from tdnet.cli import segment
-from tdnet.cli.app import app
-from tdnet.cli.segment import latency_report, parse_size
-from tdnet.data.synthetic import street_clip
+av = pytest.importorskip("av", reason="PyAV is not installed")
+from typer.testing import CliRunner  # noqa: E402
+
+from tdnet.cli import segment  # noqa: E402
+from tdnet.cli.app import app  # noqa: E402
+from tdnet.cli.segment import latency_report, parse_size  # noqa: E402
+from tdnet.data.synthetic import street_clip  # noqa: E402
+from tdnet.video import InterruptFlag  # noqa: E402
 
 RATE = Fraction(30000, 1001)
 SMALL = ["--model", "td4-psp18", "--size", "65x129", "--device", "cpu"]
@@ -224,16 +227,47 @@ def slow_run(tmp_path):
         process.communicate()
 
 
-def test_ctrl_c_ends_the_video_cleanly(tmp_path, slow_run):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_end_ends_the_video_cleanly(tmp_path, slow_run, number):
     process = slow_run(str(tmp_path / "out.mp4"))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate()
-    assert process.returncode == 130, stderr
+    assert process.returncode == 128 + number, stderr
     kept = count_frames(tmp_path / "out.mp4")
     assert 5 <= kept < 200
     assert f"{kept} frames in" in stdout
-    assert "interrupted" in stderr
+    assert f"interrupted ({number.name})" in stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with InterruptFlag() as flag:
+            signal.raise_signal(signal.SIGHUP)
+            assert flag.signal is None
+            signal.raise_signal(signal.SIGTERM)
+            assert flag.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_closed_terminal_keeps_the_frames(tmp_path):
+    """The kernel sends SIGHUP, and writing to the terminal fails from then on."""
+    source = make_video(tmp_path / "in.mp4", 200)
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        arguments = ["-c", SLOW_RUN, str(source), "out.mp4", "5"]
+        os.execv(sys.executable, [sys.executable, *arguments])
+    shown = b""
+    while b"waiting" not in shown:
+        shown += os.read(terminal, 1000)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert count_frames(tmp_path / "out.mp4") >= 5
 
 
 def test_impatient_ctrl_c_also_keeps_the_frames(tmp_path, slow_run):
@@ -275,3 +309,39 @@ def test_the_module_is_the_command(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr == "tdnet: error: nothing.mp4: no such file, folder or camera\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_cannot_be_printed_are_escaped(tmp_path, encoding):
+    source = make_video(tmp_path / "in.mp4", 2)
+    name = os.fsdecode(b"\xffa\n\x1b[31m\xe5\xad\x97.mp4")
+    result = subprocess.run(
+        [sys.executable, "-m", "tdnet.cli", "segment", source, "-o", name, *SMALL],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert result.returncode == 0, result.stderr
+    shown = rb"\xffa\n\x1b[31m" + ("字".encode() if encoding == "utf-8" else rb"\u5b57")
+    assert b"2 frames in " + shown + b".mp4\n" in result.stdout
+    assert count_frames(tmp_path / name) == 2
+
+
+def test_an_error_names_a_file_of_any_name(tmp_path):
+    name = os.fsdecode(b"\xff\n.mp4")
+    result = invoke(tmp_path / name, "-o", tmp_path / "out.mp4")
+    assert result.exit_code == 1
+    (line,) = error_lines(result)
+    assert r"\xff\n.mp4: no such file" in line
+
+
+def test_standard_input_is_read(tmp_path):
+    source = make_video(tmp_path / "in.mkv", 3)
+    result = subprocess.run(
+        [sys.executable, "-m", "tdnet.cli", "segment", "-", "-o", "out.mp4", *SMALL],
+        input=source.read_bytes(),
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert count_frames(tmp_path / "out.mp4") == 3
