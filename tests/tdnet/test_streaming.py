@@ -298,7 +298,7 @@ def test_no_tensor_is_made_of_numbers_after_the_first_frame(td4):
     """On a GPU that waits for the device, and cannot be captured as a graph."""
     segmenter = VideoSegmenter(td4, (33, 49))
     made = []
-    for frame in video(6):
+    for frame in map(torch.from_numpy, video(6)):
         with Operators() as operators:
             segmenter.step(frame)
             segmenter.prepare()
