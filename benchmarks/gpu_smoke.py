@@ -1,4 +1,4 @@
-"""Half a minute that says whether the kernels work on this GPU, and what is wrong if not.
+"""Whether the kernels work on this GPU, in the shortest time, and what is wrong if not.
 
     python benchmarks/gpu_smoke.py                # CUDA and Triton kernels, on the first GPU
     python benchmarks/gpu_smoke.py --device cpu   # the same program, small, on the CPU kernels

@@ -167,14 +167,14 @@ def test_the_affinity_is_never_stored(dtype, kernels):
 
 
 def test_the_affinity_is_never_stored_by_the_backward_pass(kernels):
-    """Chunks of 16 MB, a few at once, beside 268 MB of one affinity; torch would keep two."""
+    """Chunks of 17 MB, half a dozen at once, beside 268 MB of one affinity; torch keeps two."""
     q, k, v = flagship(torch.float32, requires_grad=True)
     affinity = 4 * q[0, 0].numel() * k[0, 0].numel()
 
     def call():
         tdnet_ops.attention_propagate(q, k, v, backend=kernels).sum().backward()
 
-    checks.check_peak(call, checks.peak_on_device, affinity // 2)
+    checks.check_peak(call, checks.peak_on_device, affinity * 3 // 4)
 
 
 @pytest.mark.parametrize("dtype", checks.DTYPES)
