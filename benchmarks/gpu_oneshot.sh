@@ -238,7 +238,7 @@ for entry in "${STAGES[@]}"; do
     continue
   fi
   run_stage "$name" "$limit"
+  name=-
   save
 done
-name=
 finish

@@ -108,7 +108,9 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def _in_full_precision() -> Iterator[None]:
     """No TF32 in the definitions, cuDNN's convolutions included, which would use it by default."""
-    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    cudnn = torch.backends.cudnn
+    # torch.export asks for one setting of all of cuDNN.
+    settings = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     usual = [setting.fp32_precision for setting in settings]
     for setting in settings:
         setting.fp32_precision = "ieee"

@@ -202,7 +202,8 @@ def is_block_sum(sample):
 
 def set_tf32(matmul, convolution):
     torch.backends.cuda.matmul.fp32_precision = "tf32" if matmul else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if convolution else "ieee"
+    for part in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        part.fp32_precision = "tf32" if convolution else "ieee"
 
 
 def result_and_gradients(call, arguments):
