@@ -192,7 +192,7 @@ run_stage() {
   running=$!
   wait "$running"
   status=$?
-  running=
+  running= name=-
   case $status in
     0) result=passed ;;
     124 | 137) result="stopped after $2 s" ;;
@@ -238,7 +238,6 @@ for entry in "${STAGES[@]}"; do
     continue
   fi
   run_stage "$name" "$limit"
-  name=-
   save
 done
 finish

@@ -302,7 +302,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     samples.use_device(device)
     if options.backend:
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # the definitions' own convolutions
+        torch.backends.cudnn.allow_tf32 = False  # for the definitions' convolutions
         return 1 if run_steps(options.steps, Setting(options.backend, device, on_cpu)) else 0
     names = [x for x in backends.preference(device.type) if x != "reference"]
     refused = {name: backends.refusal(name, device, torch.float32) for name in names}

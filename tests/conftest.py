@@ -107,16 +107,16 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _in_full_precision() -> Iterator[None]:
-    """No TF32 in the definitions, cuDNN's convolutions included, which would use it by default."""
-    cudnn = torch.backends.cudnn
-    # torch.export asks for one setting of all of cuDNN.
-    settings = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-    usual = [setting.fp32_precision for setting in settings]
-    for setting in settings:
-        setting.fp32_precision = "ieee"
+    """No TF32 in the definitions, cuDNN's convolutions included, which would use it by default.
+
+    By cuDNN's older flag: torch.compile and torch.export read it, and raise where the newer one
+    was set to something else.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    usual = matmul.fp32_precision, cudnn.allow_tf32
+    cudnn.allow_tf32 = False
     yield
-    for setting, precision in zip(settings, usual, strict=True):
-        setting.fp32_precision = precision
+    matmul.fp32_precision, cudnn.allow_tf32 = usual
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -202,8 +202,7 @@ def is_block_sum(sample):
 
 def set_tf32(matmul, convolution):
     torch.backends.cuda.matmul.fp32_precision = "tf32" if matmul else "ieee"
-    for part in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
-        part.fp32_precision = "tf32" if convolution else "ieee"
+    torch.backends.cudnn.allow_tf32 = convolution
 
 
 def result_and_gradients(call, arguments):
