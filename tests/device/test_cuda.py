@@ -238,7 +238,7 @@ def test_tf32_only_where_the_user_allows_it(sample, kernels):
         checks.check_precision(full[1], rounded[1], follows=False)
 
 
-@pytest.mark.parametrize("sample", filter(is_block_sum, PRODUCTS), ids=str)
+@pytest.mark.parametrize("sample", [*filter(is_block_sum, PRODUCTS)], ids=str)
 def test_gradients_of_block_sums_follow_the_flag_of_convolutions(sample, kernels):
     """They are torch's convolutions."""
     set_tf32(matmul=False, convolution=False)
