@@ -27,7 +27,7 @@ def multiply_add(a, b, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def _exponent_above(total):
-    """Bits of the exponent of the least power of two that is not below `total`; 0 below 0."""
+    """The bits of the least power of two that is not below `total`; of 0.0 for 0 and NaN."""
     return (total.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
 
 
@@ -49,8 +49,8 @@ def softmax_step(logits, maximum, total, WIDE: tl.constexpr):
     by the total itself. float16 needs none of it, a sum of its numbers fits into float32, and
     would lose the small weights.
 
-    tl.exp, unlike tl.exp2 on some targets, keeps results below the least normal number: a weight
-    is 0 from exp(-104) on, as torch's.
+    tl.exp keeps results below the least normal number (ex2.approx without .ftz; its like on
+    AMD), and so do the products: a weight is 0 from exp(-104) on, as torch's.
 
     Args:
         logits: [rows, keys]; -inf weighs 0.
