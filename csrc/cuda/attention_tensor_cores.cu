@@ -16,11 +16,9 @@
 // moves only when a row's weights in a tile outgrow 2^12, by a vote that rides on the tile's
 // barrier. Then, and for the first and a ragged last tile, weigh_exactly makes the tile's weights
 // again with the true maximum and rescales the sums. Float16 holds weights up to 2^12 in full
-// precision, and down to 2^-24. Bfloat16 has the exponents of float32: there the maxima are lowered
-// so that all weights are 2^24 times as large, so that those down to 2^-150 do not vanish
-// (ex2.approx.ftz), and where sums come out infinite or NaN, the block makes them again with
-// weights that add up to less than 1. (Then those below 2^(-114 - log2(keys)) vanish beside the
-// values that were too large.) Sums of float16 numbers cannot overflow.
+// precision, and down to 2^-24; its sums cannot overflow. Those of bfloat16 could: there the maxima
+// are raised so that all weights add up to less than 1, and weights below 2^(-114 - log2(keys)) of
+// the largest vanish (ex2.approx.ftz).
 //
 // Shape: queries x keys x channels       128 x 64 x 256   128 x 32 x 256   128 x 64 x 128
 //   shared memory, bytes                        119,856           78,896           87,088
@@ -37,6 +35,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <type_traits>
 
 #include "attention_tensor_cores.cuh"
@@ -56,17 +55,15 @@ constexpr int kWarpQueries = 32, kRowTiles = kWarpQueries / 16;  // of a pair of
 constexpr int kQueries = kPairs * kWarpQueries;
 constexpr int kImage = 32 * 16;  // bytes of a register image: one fragment of each lane
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kOutgrown = 4096.f;  // 2^12
-// Work::lift at first.
-template <class T>
-constexpr float kLift = std::is_same_v<T, __half> ? 0.f : 24.f;
+constexpr float kOutgrown = 4096.f;          // 2^12
 constexpr float kLowest = -3.402823466e38f;  // finite: -inf minus it is -inf, not NaN
 
 template <class T>
 struct Parameters {
   TensorCoreAttention<T> problem;
   float log2_scale;  // of the logits as exponents of 2
-  float small_lift;  // the exponent of a lift with which no sum overflows
+  float raise;       // of the maxima, so that no sum overflows
+  float outgrown;    // a row sum of a tile that moves them
   int query_tiles, slices;
   bool along_tokens;  // tokens are adjacent in `out`, else channels;
   bool vectors;       // 8 of them can be written, and of the residual read, at once.
@@ -78,9 +75,6 @@ struct Work {
   int64_t b;
   const T *keys, *values;  // the first of key_count, of the slice's channels
   int split, first_query, first_channel, key_count;
-  // Weights are 2^lift times what they are called here, by maxima that are lowered by lift /
-  // log2_scale.
-  float lift;
 };
 constexpr int kWorkBytes = sizeof(Work<__half>);
 
@@ -136,7 +130,6 @@ __device__ __forceinline__ Work<T> work_of_block(const Parameters<T>& parameters
   const int last_key = static_cast<int>(tiles * (blockIdx.y + 1) / gridDim.y) * Shape::kKeys;
   Work<T> work;
   work.b = b;
-  work.lift = kLift<T>;
   work.split = blockIdx.y;
   work.first_query = (row - b * query_tiles) * kQueries;
   work.first_channel = (blockIdx.x - row * slices) * Shape::kChannels;
@@ -293,8 +286,7 @@ struct Warp {
   Shared shared;
   float* maxima;    // shared, [2][kQueries]: of each warp of a pair
   float* row_sums;  // shared, [2 kRowTiles][kThreads]: of a thread's weights but the newest tile's
-  const float& lift;  // shared: read where a maximum is raised, once a tile
-  float log2_scale;
+  float log2_scale, raise;
   uint32_t key_at, value_at, weight_at;  // this lane's places in the first tiles, for its own half
 
   uint32_t queries[kRowTiles][kDepth / 16][4];
@@ -307,12 +299,12 @@ struct Warp {
   static __device__ __forceinline__ int member() { return threadIdx.x / 32 % 2; }  // of the pair
   static __device__ __forceinline__ int first_query() { return threadIdx.x / 64 * kWarpQueries; }
 
-  __device__ __forceinline__ Warp(unsigned char* memory, const float& lift, float log2_scale)
+  __device__ __forceinline__ Warp(unsigned char* memory, float log2_scale, float raise)
       : shared(shared_at(memory)),
         maxima(reinterpret_cast<float*>(memory + Shape::kMaximaAt)),
         row_sums(reinterpret_cast<float*>(memory + Shape::kRowSumsAt) + threadIdx.x),
-        lift(lift),
-        log2_scale(log2_scale) {
+        log2_scale(log2_scale),
+        raise(raise) {
     const int key = member() * Shape::kWarpKeys + lane() % 8;
     key_at = pin_register(Shape::kKeysAt + key * Shape::kDepthRow + chunk_place(key, lane() / 8));
     value_at = pin_register(member() * kHalfOfValues + lane() % 16 * Shape::kValueRow +
@@ -461,8 +453,7 @@ struct Warp {
   // A NaN leaves the maximum as it is: its row is NaN by its weight.
   __device__ __forceinline__ void raise_maximum(int slot, int keys_left) {
     float raised[kRowTiles][2];
-    const float lowering = kLift<T> == 0.f ? 0.f : lift / log2_scale;
-    for_each_row([&](int m, int h) { raised[m][h] = maximum[m][h] + lowering; });
+    for_each_row([&](int m, int h) { raised[m][h] = maximum[m][h] - raise; });
 #pragma unroll
     for (int group = 0; group < 2 * kKeySteps; ++group) {
       Logits logits;
@@ -486,7 +477,7 @@ struct Warp {
     __syncthreads();
     for_each_row([&](int m, int h) {
       raised[m][h] = higher(raised[m][h], maxima[(member() ^ 1) * kQueries + row(m, h)]);
-      raised[m][h] -= lowering;
+      raised[m][h] += raise;
       const float correction = weight(maximum[m][h], raised[m][h]);
       maximum[m][h] = raised[m][h];
       row_sums[(2 * m + h) * kThreads] *= correction;
@@ -560,25 +551,9 @@ struct Warp {
   }
 
   // Not by a NaN: it stays in the row's sum whatever the maximum.
-  __device__ __forceinline__ bool outgrown() const {
+  __device__ __forceinline__ bool outgrown(float most) const {
     bool any = false;
-    const float most = kLift<T> == 0.f ? kOutgrown : kOutgrown * exp2_approximate(lift);
     for_each_row([&](int m, int h) { any |= newest_row_sum[m][h] > most; });
-    return any;
-  }
-
-  // Whether a sum of the first `queries_left` of the block's queries is infinite or NaN.
-  __device__ __forceinline__ bool overflowed(int queries_left) const {
-    bool any = false;
-    for_each_row([&](int m, int h) {
-      float zero = 0.f;
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        zero = fmaf(sums.at[m][n][2 * h], 0.f, zero);
-        zero = fmaf(sums.at[m][n][2 * h + 1], 0.f, zero);
-      }
-      any |= row(m, h) < queries_left && zero != 0.f;
-    });
     return any;
   }
 
@@ -761,7 +736,7 @@ __device__ __forceinline__ void store_partial(const TensorCoreAttention<T>& p, c
 // thread at least.
 template <class T, class Shape>
 __device__ __forceinline__ void make_sums(Warp<T, Shape>& warp, const Work<T>& work,
-                                          int value_stride) {
+                                          int value_stride, float outgrown) {
   warp.clear_sums();
   bool exactly = true;
   int tile = 0;
@@ -777,7 +752,7 @@ __device__ __forceinline__ void make_sums(Warp<T, Shape>& warp, const Work<T>& w
     });
     copy_async_wait<0>();
     const bool ragged = work.key_count - tile * Shape::kKeys < 2 * Shape::kKeys;
-    exactly = barrier_or(warp.outgrown()) || ragged;
+    exactly = barrier_or(warp.outgrown(outgrown)) || ragged;
   }
   warp.multiply_last(tile % 2);
 }
@@ -792,8 +767,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   if (threadIdx.x == 0) work = work_of_block<Shape>(parameters);
   __syncthreads();
 
-#pragma unroll 1
-  for (;;) {  // Twice at most, and nothing stays in registers for the second time.
+  {
     if (p.queries.access == Access::kVectors) {
       start_queries(shared, Shape::kQueriesAt, p.queries, work);
     } else {
@@ -808,21 +782,13 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
       prefetch_residual(p.residual, parameters.along_tokens, Shape::kChannels, work);
     }
 
-    Warp<T, Shape> warp(memory, work.lift, parameters.log2_scale);
+    Warp<T, Shape> warp(memory, parameters.log2_scale, parameters.raise);
     copy_async_wait<1>();
     __syncthreads();
     warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
     copy_async_wait<0>();
-    make_sums(warp, work, value_stride);
+    make_sums(warp, work, value_stride, parameters.outgrown);
 
-    if constexpr (kLift<T> != 0.f) {
-      const bool overflowed = barrier_or(warp.overflowed(p.out.tokens - work.first_query));
-      if (overflowed && work.lift != parameters.small_lift) {
-        __syncthreads();  // All have read the lift.
-        if (threadIdx.x == 0) work.lift = parameters.small_lift;
-        continue;
-      }
-    }
     if (gridDim.y > 1) {
       store_partial(p, work, warp);
     } else if (parameters.along_tokens) {
@@ -830,7 +796,6 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
     } else {
       store_result<false>(parameters, work, memory, warp);
     }
-    return;
   }
 }
 
@@ -871,12 +836,17 @@ template <class T, class Shape>
 cudaError_t launch_shape(const TensorCoreAttention<T>& problem, cudaStream_t stream) {
   Parameters<T> parameters{.problem = problem,
                            .log2_scale = problem.scale * kLog2E,
-                           // key_count weights of up to kOutgrown
-                           .small_lift = -12.f - std::bit_width(unsigned(problem.key_count)),
+                           .raise = 0.f,
+                           .outgrown = kOutgrown,
                            .query_tiles = divide_up(problem.out.tokens, kQueries),
                            .slices = divide_up(problem.out.channels, Shape::kChannels),
                            .along_tokens = problem.out.channel != 1,
                            .vectors = false};
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const int exponent = 12 + std::bit_width(unsigned(problem.key_count));  // kOutgrown each
+    parameters.outgrown = std::ldexp(kOutgrown, -exponent);
+    parameters.raise = exponent / parameters.log2_scale;
+  }
   TensorCoreAttention<T>& p = parameters.problem;
   p.queries = with_long_rows(p.queries);
   p.residual = with_long_rows(p.residual);
