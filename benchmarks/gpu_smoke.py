@@ -140,10 +140,11 @@ def flat(setting: Setting) -> Iterator[Kernel]:
     on_cpu = setting.device.type == "cpu"
     count = 50 if on_cpu else 10_000
     allocated = checks.resident if on_cpu else checks.allocated_on_device
+    most = checks.HOST_SLACK if on_cpu else 0
     for sample in checks.typical(["channels_last"], HALF[:1]):
         call = checks.by_backend(sample.operator, setting.backend)
         once = partial(call, *sample.arguments())
-        yield str(sample), partial(checks.check_flat_memory, once, allocated, count)
+        yield str(sample), partial(checks.check_flat_memory, once, allocated, count, most)
 
 
 @dataclass(frozen=True)

@@ -545,9 +545,22 @@ def set_flag(name, value):
     setattr(functools.reduce(getattr, path, torch.backends), last, value)
 
 
+def reset_flags():
+    """To what they are when torch has been imported."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    for setting in ("fp32_precision", "cudnn.fp32_precision", "mkldnn.fp32_precision"):
+        set_flag(setting, "none")
+    for setting in ("cuda.matmul", "mkldnn.conv", "mkldnn.matmul"):
+        set_flag(f"{setting}.fp32_precision", "none")
+    for setting in ("conv", "rnn"):
+        set_flag(f"cudnn.{setting}.fp32_precision", "tf32")
+
+
 @contextlib.contextmanager
 def user_sets(name, value):
-    """A user's choice, and what it was before."""
+    """A user's choice in place of torch's defaults, which stand again afterwards."""
+    reset_flags()
     before = flags()
     if name == "float32_matmul_precision":
         torch.set_float32_matmul_precision(value)
@@ -556,14 +569,7 @@ def user_sets(name, value):
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = True
-        for setting in ("fp32_precision", "cudnn.fp32_precision", "mkldnn.fp32_precision"):
-            set_flag(setting, "none")
-        for setting in ("cuda.matmul", "mkldnn.conv", "mkldnn.matmul"):
-            set_flag(f"{setting}.fp32_precision", "none")
-        for setting in ("conv", "rnn"):
-            set_flag(f"cudnn.{setting}.fp32_precision", "tf32")
+        reset_flags()
         assert flags() == before
 
 
