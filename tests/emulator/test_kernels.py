@@ -228,8 +228,14 @@ def test_more_pixels_than_a_kernel_can_count_are_refused(operators):
 # --- the tests of every route, here for the emulated one ------------------------------------------
 
 
-# torch answers these itself: the emulated operators have kernels for CPU tensors alone.
-OTHER_DEVICES = {"test_missing", "test_mixed_devices", "test_mixed_devices_by_the_first"}
+# torch answers these itself: the emulated operators have kernels for dense CPU tensors alone.
+OTHER_DEVICES = {
+    "test_missing",
+    "test_mixed_devices",
+    "test_mixed_devices_by_the_first",
+    "test_layouts_of_other_kinds",
+    "test_a_block_of_another_device_is_blamed_not_its_weight",
+}
 
 
 def by_route(file):

@@ -425,17 +425,25 @@ def test_numbers_of_numpy_are_numbers():
 # --- who is blamed --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("route", samples.ROUTES)
-@pytest.mark.parametrize(
-    "change",
-    [lambda x: x.to("meta"), torch.Tensor.double, lambda x: x[:, :, 1:], lambda x: x[..., :-1]],
-)
-def test_a_block_that_differs_is_blamed_not_its_weight(route, change):
+def assert_last_block_is_blamed(route, change):
     arguments = changed("block_sum_reduce", "blocks", change)
     with pytest.raises(ERRORS) as caught:
         call(route, "block_sum_reduce", arguments)
     last = len(arguments["blocks"]) - 1
     assert str(caught.value).startswith(f"blocks[{last}]: "), str(caught.value)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.double, lambda x: x[:, :, 1:], lambda x: x[..., :-1]]
+)
+def test_a_block_that_differs_is_blamed_not_its_weight(route, change):
+    assert_last_block_is_blamed(route, change)
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+def test_a_block_of_another_device_is_blamed_not_its_weight(route):
+    assert_last_block_is_blamed(route, lambda x: x.to("meta"))
 
 
 @pytest.mark.parametrize("route", samples.ROUTES)
