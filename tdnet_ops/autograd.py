@@ -55,6 +55,11 @@ def autograd_kernel(
     defaults = [a.default_value for a in schema.arguments if not a.kwarg_only]
 
     class Node(_SingleLevelFunction):
+        # torch.autograd.Function has it, its base has not: compiled autograd asks for it.
+        _compiled_autograd_key = staticmethod(
+            torch.autograd.Function._compiled_autograd_key  # type: ignore[attr-defined]
+        )
+
         @staticmethod
         def forward(
             ctx: Any, keyset: Any, arguments: Sequence[Any], keywords: dict[str, Any], *_: Tensor
@@ -79,6 +84,10 @@ def autograd_kernel(
             for slots, grad in zip(ctx.slots, backward(ctx, *grads), strict=True):
                 found += grad if isinstance(grad, list) else [grad] * slots
             return None, None, None, *found
+
+    # What profiles, anomaly mode and grad_fn show.
+    shown: Any = Node._backward_cls  # type: ignore[attr-defined]
+    shown.__name__ = shown.__qualname__ = f"{name}_backward"
 
     def kernel(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
         if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():

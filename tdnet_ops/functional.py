@@ -227,8 +227,8 @@ def block_sum_update(
     dilation = checks.integer("dilation", dilation)
     checks.string("activation", activation)
     # The dispatcher looks at every tensor: one of another device in the place that is not read
-    # would mislead it.
-    partials = [x if i == index else partial for i, partial in enumerate(partials)]
+    # would mislead it. Detached, since compiled autograd fails to add a gradient that is None.
+    partials = [x.detach() if i == index else partial for i, partial in enumerate(partials)]
     return run(partials, index, x, weight, bias, padding, dilation, activation, allow_tf32=tf32)
 
 

@@ -331,22 +331,25 @@ def _block_sum_update_setup(
     partials, ctx.index, x, weight, bias, ctx.padding, ctx.dilation, ctx.activation = inputs
     ctx.count = len(partials)
     ctx.save_for_backward(x, weight, bias, output[1])
+    # No zeros for the result that nobody uses; compiled autograd makes none in any case.
+    ctx.set_materialize_grads(False)
 
 
 def _block_sum_update_backward(
-    ops: Any, ctx: Any, grad_partial: Tensor, grad_total: Tensor
+    ops: Any, ctx: Any, grad_partial: Tensor | None, grad_total: Tensor | None
 ) -> tuple[Any, ...]:
     x, weight, bias, total = ctx.saved_tensors
-    grad_total = gradients.activation(grad_total, total, ctx.activation)
+    grad_bias = None
+    if grad_total is not None:
+        grad_total = gradients.activation(grad_total, total, ctx.activation)
+        grad_bias = gradients.bias(grad_total, bias)
     grad_partials = [None if i == ctx.index else grad_total for i in range(ctx.count)]
+    grads = [gradients.wide(grad) for grad in (grad_partial, grad_total) if grad is not None]
+    if not grads:
+        return grad_partials, *[None] * 7
     grad_x, grad_weight = gradients.convolution(
-        gradients.wide(grad_partial) + gradients.wide(grad_total),
-        x,
-        weight,
-        ctx.padding,
-        ctx.dilation,
+        sum(grads[1:], grads[0]), x, weight, ctx.padding, ctx.dilation
     )
-    grad_bias = gradients.bias(grad_total, bias)
     return grad_partials, None, grad_x, grad_weight, grad_bias, None, None, None
 
 

@@ -3,6 +3,7 @@
 import pytest
 import samples
 import torch
+import torch._dynamo.compiled_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdnet_ops
@@ -378,3 +379,26 @@ class Convolutions(TorchDispatchMode):
         if func is torch.ops.aten.convolution_backward.default:
             self.dtypes.append(args[0].dtype)
         return func(*args, **(kwargs or {}))
+
+
+# --- compiled autograd and profiles ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", SMALL_SAMPLES, ids=str)
+def test_compiled_autograd(sample):
+    function = of_tensors(getattr(tdnet_ops, sample.operator), sample)
+    values = [x.requires_grad_() for x in samples.tensors(sample.arguments())]
+    right = torch.autograd.grad(function(*values)[-1].cos().sum(), values, allow_unused=True)
+    loss = function(*values)[-1].cos().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        loss.backward()
+    for x, grad in zip(values, right, strict=True):
+        if grad is not None:
+            torch.testing.assert_close(x.grad, grad)
+
+
+@pytest.mark.parametrize("sample", SMALL_SAMPLES, ids=str)
+def test_nodes_are_named_after_their_operator(sample):
+    arguments = leaves(sample.arguments())
+    out = samples.tensors([getattr(tdnet_ops, sample.operator)(*arguments)])[-1]
+    assert type(out.grad_fn).__name__ == f"{sample.operator}_backward"
