@@ -131,6 +131,12 @@ def vmap_rule(overload: Any, per_sample: Sequence[str]) -> Callable[..., Any]:
             )
             return overload(*taken, **keywords)
 
+        if count == 0:  # The shapes of one of zeros, and none of it.
+            zeros = pytree.tree_map(
+                lambda x, dim: x if dim is None else x.sum(dim), arguments, in_dims
+            )
+            none = pytree.tree_map(lambda x: x[None][:0], overload(*zeros, **keywords))
+            return none, pytree.tree_map(lambda _: 0, none)
         mapped = [any(dim is not None for dim in pytree.tree_leaves(dims)) for dims in in_dims]
         if all(fits for fits, is_mapped in zip(foldable, mapped, strict=False) if is_mapped):
             folded = [

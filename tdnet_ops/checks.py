@@ -34,6 +34,8 @@ def tensor(name: str, x: object, rank: int) -> Tensor:
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {x.layout}")
+    if x.is_nested:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got a nested one")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {x.dtype}")
     if x.dim() != rank:
@@ -81,14 +83,18 @@ def _what(value: object) -> str:
 
 
 def integer(name: str, value: Any) -> Any:
-    """Returns an int or a torch.SymInt."""
-    if type(value) is int or isinstance(value, torch.SymInt):
+    """Returns an int of 64 bits or a torch.SymInt."""
+    if isinstance(value, torch.SymInt):
+        return value
+    if type(value) is int:
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name}: expected an integer of 64 bits, got {value}")
         return value
     if isinstance(value, Tensor) and torch.jit.is_tracing():
         # A size of a map is a tensor there; the trace keeps its number, and torch warns.
         return int(value)
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
+        return integer(name, int(value))
     raise TypeError(f"{name}: expected an integer, got {_what(value)}")
 
 
@@ -97,7 +103,10 @@ def optional_number(name: str, value: Any) -> Any:
     if value is None or type(value) is float or isinstance(value, (torch.SymFloat, torch.SymInt)):
         return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name}: expected a number that fits a float, got {value}") from None
     hint = "; multiply q by it" if isinstance(value, Tensor) else ""
     raise TypeError(f"{name}: expected a number or None, got {_what(value)}{hint}")
 

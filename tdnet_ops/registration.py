@@ -499,6 +499,8 @@ def _register(
     triton = name_space == "tdnet_triton"
     kernel = _triton_kernel(name, operator) if triton else operator.reference
     library.impl(name, kernel, "CompositeExplicitAutograd")
+    for key in ("NestedTensorCPU", "NestedTensorCUDA"):
+        library.impl(name, operator.reference, key)  # whose checks name the argument
     qualified = f"{name_space}::{name}"
     torch.library.register_fake(qualified, operator.fake, lib=library)
     ops = getattr(torch.ops, name_space)

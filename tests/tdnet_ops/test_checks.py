@@ -411,6 +411,23 @@ def test_public_functions_convert_nothing(operator, name, value, text):
     assert_refused("tdnet_ops", operator, arguments, name, text, TypeError)
 
 
+@pytest.mark.parametrize(
+    ("operator", "name", "value"),
+    [(operator, name, 2**63) for operator, name in INTEGERS]
+    + [
+        ("spatial_pool", "stride", -(2**70)),
+        ("upsample_argmax", "size", (2**70, 8)),
+        ("pooled_affinity", "scale", 10**400),
+        ("attention_propagate", "scale", -(10**400)),
+    ],
+)
+def test_numbers_that_do_not_fit(operator, name, value):
+    arguments = arguments_of(operator, **{name: value})
+    assert_refused(
+        "tdnet_ops", operator, arguments, name, "expected a.* of 64 bits|fits a float", ValueError
+    )
+
+
 def test_numbers_of_numpy_are_numbers():
     numpy = pytest.importorskip("numpy")
     x = torch.randn(1, 2, 4, 6)
@@ -473,6 +490,13 @@ def test_nested_tensors(operator, name):
     nested = torch.nested.nested_tensor([torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)])
     arguments[name] = [nested] if isinstance(arguments[name], list) else nested
     assert_refused("tdnet_ops", operator, arguments, name, "nested", TypeError)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("route", samples.ROUTES)
+def test_nested_values(route):
+    arguments = changed("attention_propagate", "v", lambda x: torch.nested.nested_tensor(list(x)))
+    assert_refused(route, "attention_propagate", arguments, "v", "nested", TypeError)
 
 
 @pytest.mark.parametrize("route", samples.ROUTES)

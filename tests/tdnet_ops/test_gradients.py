@@ -402,3 +402,11 @@ def test_nodes_are_named_after_their_operator(sample):
     arguments = leaves(sample.arguments())
     out = samples.tensors([getattr(tdnet_ops, sample.operator)(*arguments)])[-1]
     assert type(out.grad_fn).__name__ == f"{sample.operator}_backward"
+
+
+@pytest.mark.parametrize("sample", SMALL_SAMPLES, ids=str)
+def test_vmap_over_nothing(sample):
+    function = of_tensors(getattr(tdnet_ops, sample.operator), sample)
+    values = samples.tensors(sample.arguments())
+    mapped = torch.func.vmap(function)(*(x.new_zeros(0, *x.shape) for x in values))
+    assert [x.shape for x in mapped] == [(0, *x.shape) for x in function(*values)]
