@@ -34,10 +34,11 @@ std::array<Tensor, kResults> call_operator(const char* name, const Arguments&...
   return results;
 }
 
-// `allocate()`, which makes a result of this size. Where memory does not suffice, the error says
+// `allocate()`, which makes `what`, of this size. Where memory does not suffice, the error says
 // how much was wanted and for what; torch's own goes through the stable ABI with its internals.
 template <typename Size, typename Allocate>
-Tensor result_of(const Size& size, ScalarType dtype, const Allocate& allocate) {
+Tensor result_of(const Size& size, ScalarType dtype, const Allocate& allocate,
+                 const char* what = "the result") {
   try {
     return allocate();
   } catch (const std::exception& error) {
@@ -55,7 +56,8 @@ Tensor result_of(const Size& size, ScalarType dtype, const Allocate& allocate) {
     }
     text << "] of " << torch::headeronly::toString(dtype) << ", " << std::fixed
          << std::setprecision(0) << bytes << " bytes";
-    throw std::runtime_error("out of memory: cannot allocate the result " + text.str());
+    throw std::runtime_error(std::string("out of memory: cannot allocate ") + what + " " +
+                             text.str());
   }
 }
 

@@ -19,7 +19,15 @@
 
 namespace tdnet::cpu {
 
-inline Tensor to_float(const Tensor& x) { return torch::stable::to(x, ScalarType::Float); }
+// `x` itself where the dtype is right, without a call of the dispatcher.
+inline Tensor converted(const Tensor& x, ScalarType dtype, const char* what) {
+  if (x.scalar_type() == dtype) return x;
+  return result_of(x.sizes(), dtype, [&] { return torch::stable::to(x, dtype); }, what);
+}
+
+inline Tensor to_float(const Tensor& x) {
+  return converted(x, ScalarType::Float, "a float32 copy of an argument,");
+}
 
 inline std::optional<Tensor> to_float(const std::optional<Tensor>& x) {
   return x ? std::optional<Tensor>(to_float(*x)) : std::nullopt;
@@ -31,7 +39,9 @@ inline std::vector<Tensor> to_float(const std::vector<Tensor>& list) {
   return out;
 }
 
-inline Tensor from_float(const Tensor& x, ScalarType dtype) { return torch::stable::to(x, dtype); }
+inline Tensor from_float(const Tensor& x, ScalarType dtype) {
+  return converted(x, dtype, "the result");
+}
 
 // A large fresh result costs a page fault every 4 KiB, a tenth of attention_propagate's time; huge
 // pages cost 512 times fewer. Only advice: without them nothing changes.

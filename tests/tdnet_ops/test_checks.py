@@ -541,6 +541,15 @@ def test_out_of_memory_says_how_much_for_what(operator):
         run(getattr(torch.ops.tdnet, operator))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_out_of_memory_for_a_copy_in_float32(dtype):
+    x = torch.zeros(1, dtype=dtype).expand(1, 10**7, 10**3, 10**3)
+    with pytest.raises(
+        RuntimeError, match=rf"^out of memory: .* float32 copy .* {4 * 10**13} bytes$"
+    ):
+        torch.ops.tdnet.spatial_pool(x, 1000)
+
+
 def test_labels_of_no_maps_take_no_memory(tmp_path):
     """Tables of 24 bytes a row took 3.4 GB."""
     program = """
