@@ -87,6 +87,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--anew", action="store_true", help="begin with the largest candidates")
     parser.add_argument("--output", type=Path, default=DEFAULTS, help="table to update")
     options = parser.parse_args(arguments)
+    if not options.output.parent.is_dir():
+        parser.error(f"argument --output: {options.output.parent} is no folder")
+    if options.output.exists():  # What is clean there stays, whatever the shipped table has.
+        written = launch.Table.read(options.output.read_text())
+        launch.table().configurations.update(written.configurations)
     try:
         for target in options.target:
             _write(options.output, target, predict(target, options.anew), "predicted")

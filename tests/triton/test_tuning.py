@@ -254,6 +254,26 @@ def test_the_command_adds_its_triton_where_nothing_changes(monkeypatch, tmp_path
     assert versions == [["7.1"], ["7.1", "7.2"], ["7.1", "7.2"], ["7.3"]]
 
 
+def test_the_command_goes_on_from_the_table_that_it_updates(monkeypatch, tmp_path):
+    """Not from the shipped one, or runs under several Tritons would never agree."""
+    monkeypatch.setattr(tune, "workloads", few)
+    table = json.loads(tune.DEFAULTS.read_text())
+    last = pool_candidates("pixels")[-1]
+    assert last != table["configurations"][TARGET]["pool"]["pixels"]
+    table["configurations"][TARGET]["pool"]["pixels"] = last
+    output = tmp_path / "table.json"
+    output.write_text(json.dumps(table))
+    assert tune.main(["--target", TARGET, "--output", str(output)]) == 0
+    assert launch.Table.read(output.read_text()).find(TARGET, "pool", "pixels") == last
+
+
+def test_the_command_looks_for_the_folder_first(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tune, "predict", lambda *_: pytest.fail("an hour is lost"))
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(["--target", TARGET, "--output", str(tmp_path / "nowhere" / "table.json")])
+    assert "nowhere is no folder" in capsys.readouterr().err
+
+
 def test_the_command_says_that_no_candidate_is_clean(monkeypatch, tmp_path, spills, capsys):
     monkeypatch.setattr(tune, "workloads", few)
     spills({64: 1, 128: 2, 256: 3})
