@@ -56,9 +56,7 @@ def autograd_kernel(
 
     class Node(_SingleLevelFunction):
         # torch.autograd.Function has it, its base has not: compiled autograd asks for it.
-        _compiled_autograd_key = staticmethod(
-            torch.autograd.Function._compiled_autograd_key  # type: ignore[attr-defined]
-        )
+        _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 
         @staticmethod
         def forward(
@@ -86,7 +84,7 @@ def autograd_kernel(
             return None, None, None, *found
 
     # What profiles, anomaly mode and grad_fn show.
-    shown: Any = Node._backward_cls  # type: ignore[attr-defined]
+    shown: Any = Node._backward_cls
     shown.__name__ = shown.__qualname__ = f"{name}_backward"
 
     def kernel(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
