@@ -3,7 +3,7 @@
     python -m tdnet_ops.triton.tune                      # this GPU: by timing
     python -m tdnet_ops.triton.tune --target cuda-90     # a GPU that is not here: by compiling
 
-By timing, triton.autotune times every candidate of every kernel. By compiling, each kernel keeps
+By timing, triton.autotune times every candidate of every kernel; a stop keeps what is timed. By compiling, each kernel keeps
 the configuration of the table if it spills no registers, fits and uses matrix instructions, else
 goes on to the first later candidate that does: a prediction, and marked so. The table names the
 Tritons under which all configurations of a target are clean. To make it hold for several, run this
@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -32,20 +32,20 @@ DEFAULTS = Path(__file__).with_name("defaults.json")
 Configurations = dict[str, dict[str, launch.Configuration]]
 
 
-def _run_all(device: torch.device) -> Configurations:
-    """The choices for every workload, by kernel and shape class."""
+def _run_all(device: torch.device) -> Iterator[Configurations]:
+    """After every workload, the choices so far, by kernel and shape class."""
     for name, workload in workloads(device):
         print(name, flush=True)
         workload()
-    chosen: Configurations = {}
-    for (device_class, kernel, shape_class), choice in launch.choices.items():
-        if device_class == launch.device_class(device):
-            chosen.setdefault(kernel, {})[shape_class] = choice.left[0]
-    return chosen
+        chosen: Configurations = {}
+        for (device_class, kernel, shape_class), choice in launch.choices.items():
+            if device_class == launch.device_class(device):
+                chosen.setdefault(kernel, {})[shape_class] = choice.left[0]
+        yield chosen
 
 
-def tune() -> tuple[str, Configurations]:
-    """Times every candidate on this machine's GPU.
+def tune() -> Iterator[tuple[str, Configurations]]:
+    """Times every candidate on this machine's GPU; after every workload, what is found so far.
 
     Raises:
         RuntimeError: Triton cannot run here, with the reason.
@@ -57,7 +57,8 @@ def tune() -> tuple[str, Configurations]:
     name = launch.device_class(device)
     launch.table().configurations.pop(name, None)
     launch.choices.clear()
-    return name, _run_all(device)
+    for configurations in _run_all(device):
+        yield name, configurations
 
 
 def predict(target: str, anew: bool = False) -> Configurations:
@@ -69,7 +70,7 @@ def predict(target: str, anew: bool = False) -> Configurations:
     if anew:
         launch.table().configurations.pop(target, None)
     with targets.compiling_for(target) as launched:
-        configurations = _run_all(torch.device("cpu"))
+        *_, configurations = _run_all(torch.device("cpu"))
     for compiled, shape_class in launched:
         reason = flaw(compiled)
         if reason is not None:
@@ -94,24 +95,35 @@ def main(arguments: Sequence[str]) -> int:
         launch.table().configurations.update(written.configurations)
     try:
         for target in options.target:
-            _write(options.output, target, predict(target, options.anew), "predicted")
+            before, configurations = _read(options.output), predict(target, options.anew)
+            _write(options.output, before, target, configurations, "predicted")
         if not options.target:
-            _write(options.output, *tune(), "timed")
+            before = _read(options.output)
+            for target, configurations in tune():  # A stop keeps what is timed.
+                _write(options.output, before, target, configurations, "timed")
     except RuntimeError as error:
         print(f"tune: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _write(path: Path, target: str, configurations: Configurations, how: str) -> None:
-    """Enters one target into the table at `path`, a copy of the shipped one at first."""
-    table = launch.Table.read((path if path.exists() else DEFAULTS).read_text())
-    known = table.sources.get(target)
+def _read(path: Path) -> launch.Table:
+    """The table at `path`, the shipped one if there is none yet."""
+    return launch.Table.read((path if path.exists() else DEFAULTS).read_text())
+
+
+def _write(
+    path: Path, before: launch.Table, target: str, configurations: Configurations, how: str
+) -> None:
+    """Writes the table `before` with the configurations of one target in place of its own."""
+    known = before.sources.get(target)
     versions = {triton.__version__}
-    if known and known.how == how and table.configurations.get(target) == configurations:
+    if known and known.how == how and before.configurations.get(target) == configurations:
         versions.update(known.triton)
-    table.configurations[target] = configurations
-    table.sources[target] = launch.Source(how, sorted(versions))
+    table = launch.Table(
+        {**before.configurations, target: configurations},
+        {**before.sources, target: launch.Source(how, sorted(versions))},
+    )
     new = path.with_suffix(".new")
     new.write_text(json.dumps(dataclasses.asdict(table), indent=1, sort_keys=True) + "\n")
     new.replace(path)

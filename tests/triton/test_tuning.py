@@ -296,6 +296,22 @@ def test_the_command_times_whatever_the_table_says(monkeypatch, tmp_path, clock)
     assert len(clock) == len(pool_candidates("pixels"))
 
 
+def test_a_stop_keeps_what_is_timed(monkeypatch, tmp_path, clock):
+    def stopped(device):
+        yield from few(device)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "workloads", stopped)
+    monkeypatch.setattr(tune.backends, "refusal", lambda *_: None)
+    monkeypatch.setattr(launch, "_current", lambda device: contextlib.nullcontext())
+    output = tmp_path / "table.json"
+    with targets.compiling_for(TARGET), pytest.raises(KeyboardInterrupt):
+        tune.main(["--output", str(output)])
+    table = launch.Table.read(output.read_text())
+    assert table.configurations[TARGET] == {"pool": {"pixels": pool_candidates("pixels")[-1]}}
+    assert table.sources[TARGET] == launch.Source("timed", [triton.__version__])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to time")
 def test_the_command_says_why_nothing_can_be_timed(capsys, tmp_path):
     output = tmp_path / "table.json"
