@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from rich.console import Console
 
 from tdnet_ops.bench import peers, plot, quiet, report
 from tdnet_ops.bench.case import DTYPES, LAYOUTS, Case, Setting
 from tdnet_ops.bench.cases import CASES
 from tdnet_ops.bench.device import cache_bytes
 from tdnet_ops.bench.engines import Refusal
+from tdnet_ops.bench.screen import Screen, screen
 from tdnet_ops.bench.suite import Row, failed_case, run_case
 
 SECONDS = 15.0
@@ -154,17 +154,13 @@ def _one_of_each_first(cases: Sequence[Case]) -> list[Case]:
     return [cases[i] for i in sorted(range(len(cases)), key=turns.__getitem__)]
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)
-
-
-def _print_list(console: Console, cases: Sequence[Case]) -> None:
+def _print_list(shown: Screen, cases: Sequence[Case]) -> None:
     for case in cases:
         asked = " (only if named by --case)" if case.on_request else ""
-        _say(console, f"{case}: {case.shapes}{asked}")
+        shown.say(f"{case}: {case.shapes}{asked}")
 
 
-def _print_notes(console: Console, rows: Sequence[Row], said: set[str]) -> None:
+def _print_notes(shown: Screen, rows: Sequence[Row], said: set[str]) -> None:
     """Every reason once; what differs from case to case, every time."""
     for row in rows:
         line = f"{row.peer}: {row.note}"
@@ -173,7 +169,7 @@ def _print_notes(console: Console, rows: Sequence[Row], said: set[str]) -> None:
         if row.status == "failed":
             line = f"{row.operator} {row.case} failed: {row.note}"
         if row.note and line not in said:
-            _say(console, line)
+            shown.say(line)
             said.add(line)
 
 
@@ -185,7 +181,11 @@ def _setting(options: argparse.Namespace) -> Setting:
 
 
 def _measured_cases(
-    options: argparse.Namespace, cases: Sequence[Case], setting: Setting, names: Sequence[str]
+    options: argparse.Namespace,
+    cases: Sequence[Case],
+    setting: Setting,
+    names: Sequence[str],
+    shown: Screen,
 ) -> Iterator[list[Row]]:
     """The rows of one case after the other, until the budget is spent."""
     if math.isfinite(options.budget):
@@ -198,7 +198,7 @@ def _measured_cases(
             print(f"the budget is spent, not measured: {missing}", file=sys.stderr)
             return
         seconds = min(options.seconds, left / (len(cases) - number))
-        with Console(stderr=True).status(str(case)):
+        with shown.status(str(case)):
             try:
                 rows = run_case(case, setting, names, seconds)
             except Exception as error:  # What a case dies of must not take the others along.
@@ -210,33 +210,33 @@ def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequ
     setting = _setting(options)
     torch.set_num_threads(options.threads)
     stamped = report.stamp(setting, arguments)
-    console = report.console()
+    shown = screen()
     for key, value in stamped.items():
-        _say(console, f"{key}: {value}")
+        shown.say(f"{key}: {value}")
     names = options.peers or peers.usual(options.device, options.seconds)
     if not (options.peers or options.seconds):
         slow = ", ".join(peers.slow(options.device))
-        _say(console, f"left out, for they compile: {slow}; see --peers")
+        shown.say(f"left out, for they compile: {slow}; see --peers")
     watch = quiet.Watch(options.threads)
     for sign in watch.load():
-        _say(console, f"not quiet, before the first case: {sign}")
+        shown.say(f"not quiet, before the first case: {sign}")
     rows: list[Row] = []
     said: set[str] = set()
     interrupted = False
     try:
-        for measured in _measured_cases(options, cases, setting, names):
+        for measured in _measured_cases(options, cases, setting, names, shown):
             signs = watch.signs(measured)
             rows += [replace(row, disturbed="; ".join(signs)) for row in measured]
             if options.csv:
                 report.write_csv(options.csv, rows, stamped)
-            _print_notes(console, measured, said)
-            console.print(report.table_of_case(measured))
+            _print_notes(shown, measured, said)
+            shown.show(report.table_of_case(measured))
             for sign in signs:
-                _say(console, f"not quiet: {sign}")
+                shown.say(f"not quiet: {sign}")
     except KeyboardInterrupt:
         print("interrupted: the finished cases are kept", file=sys.stderr)
         interrupted = True
-    _print_summary(console, rows, options.peers or ())
+    _print_summary(shown, rows, options.peers or ())
     ours = [row for row in rows if row.role == "ours"]
     if options.plot and any(row.status == "timed" for row in ours):
         plot.write_roofline(options.plot, rows, stamped)
@@ -245,17 +245,17 @@ def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequ
     return FAILED if any(row.status != "timed" for row in ours) else FINISHED
 
 
-def _print_summary(console: Console, rows: Sequence[Row], asked: Sequence[str]) -> None:
+def _print_summary(shown: Screen, rows: Sequence[Row], asked: Sequence[str]) -> None:
     """All cases in one table, how many of them are in doubt, and peers that none of them has."""
     measured = {(row.operator, row.case) for row in rows}
     disturbed = {(row.operator, row.case) for row in rows if row.disturbed}
     if len(measured) > 1:
-        console.print(report.table_of_ratios(rows))
+        shown.show(report.table_of_ratios(rows))
     if disturbed:
         advice = "measure again on an idle machine"
-        _say(console, f"not quiet in {len(disturbed)} of {len(measured)} cases: {advice}")
+        shown.say(f"not quiet in {len(disturbed)} of {len(measured)} cases: {advice}")
     for name in set(asked) - {row.peer for row in rows}:
-        _say(console, f"{name}: none of these operators has such a form")
+        shown.say(f"{name}: none of these operators has such a form")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str]) -> int:
         named = [case.name for case in CASES if case.operator in options.op]
         parser.error(f"argument --case: {', '.join(options.op)} has {', '.join(named)}")
     if options.list:
-        _print_list(report.console(), cases)
+        _print_list(screen(), cases)
         return FINISHED
     if options.plot:
         try:

@@ -13,22 +13,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import tdnet_ops
 from tdnet_ops.bench.case import Setting
+from tdnet_ops.bench.screen import Table
 from tdnet_ops.bench.suite import Row
-
-# Wide enough for every column where the output is no terminal.
-FILE_WIDTH = 400
-
-
-def console() -> Console:
-    """Writes to stdout, never narrower than the tables if that is a file."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=FILE_WIDTH)
 
 
 def stamp(setting: Setting, arguments: Sequence[str]) -> dict[str, str]:
@@ -64,10 +53,8 @@ def _cpu_model() -> str:
 
 def table_of_case(rows: Sequence[Row]) -> Table:
     """Everybody timed at one case; the ratios say how many times longer a peer takes than ours."""
-    table = Table(title=f"{rows[0].operator} {rows[0].case}: {rows[0].shapes}", box=box.SIMPLE_HEAD)
-    table.title_justify = "left"
-    table.add_column("")
-    for column in (
+    columns = (
+        "",
         "median ms",
         "q20",
         "q80",
@@ -78,8 +65,8 @@ def table_of_case(rows: Sequence[Row]) -> Table:
         "% peak",
         "% mm shapes",
         "% copy",
-    ):
-        table.add_column(column, justify="right")
+    )
+    table = Table(f"{rows[0].operator} {rows[0].case}: {rows[0].shapes}", columns)
     for row in rows:
         if row.median_ms is None:
             continue
@@ -97,31 +84,29 @@ def table_of_case(rows: Sequence[Row]) -> Table:
         )
         style = {"ours": "bold", "roof": "dim", "product": "dim"}.get(row.role)
         name = f"{row.peer} (ours)" if row.role == "ours" else row.peer
-        table.add_row(name, *numbers, style=style)
+        table.rows.append(((name, *numbers), style))
     return table
 
 
 def table_of_ratios(rows: Sequence[Row]) -> Table:
     """One line a case: our time, and every peer's median over ours."""
     names = list(dict.fromkeys(row.peer for row in rows if row.ratio is not None))
-    table = Table(title="How many times longer than ours (ratio of medians)", box=box.SIMPLE_HEAD)
-    table.title_justify = "left"
-    table.add_column("case")
-    for column in ("ours, ms", "% peak", "% copy", *names):
-        table.add_column(column, justify="right")
+    columns = ("case", "ours, ms", "% peak", "% copy", *names)
+    table = Table("How many times longer than ours (ratio of medians)", columns)
     for ours in (row for row in rows if row.role == "ours"):
         ratios = {
             row.peer: row.ratio
             for row in rows
             if (row.operator, row.case) == (ours.operator, ours.case)
         }
-        table.add_row(
+        cells = (
             f"{ours.operator} {ours.case}",
             digits(ours.median_ms),
             _percent(ours.percent_peak),
             _percent(ours.percent_copy),
             *(_ratio(ratios.get(name)) for name in names),
         )
+        table.rows.append((cells, None))
     return table
 
 

@@ -3,11 +3,12 @@
     python -m tdnet_ops.triton.tune                      # this GPU: by timing
     python -m tdnet_ops.triton.tune --target cuda-90     # a GPU that is not here: by compiling
 
-By timing, triton.autotune times every candidate of every kernel; a stop keeps what is timed. By compiling, each kernel keeps
-the configuration of the table if it spills no registers, fits and uses matrix instructions, else
-goes on to the first later candidate that does: a prediction, and marked so. The table names the
-Tritons under which all configurations of a target are clean. To make it hold for several, run this
-under each in turn until it names them all; `--anew` begins with the largest candidates.
+By timing, triton.autotune times every candidate of every kernel; a stop keeps what is timed. By
+compiling, each kernel keeps the configuration of the table if it spills no registers, fits and uses
+matrix instructions, else goes on to the first later candidate that does: a prediction, and marked
+so. The table names the Tritons under which all configurations of a target are clean. To make it
+hold for several, run this under each in turn until it names them all; `--anew` begins with the
+largest candidates.
 """
 
 from __future__ import annotations

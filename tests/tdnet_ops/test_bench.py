@@ -15,9 +15,6 @@ import types
 import warnings
 
 import pytest
-
-pytest.importorskip("rich", reason="rich is not installed")
-
 import samples
 import torch
 from PIL import Image
@@ -37,6 +34,7 @@ from tdnet_ops.bench import (
     quiet,
     report,
     roofs,
+    screen,
     suite,
 )
 from tdnet_ops.bench.case import Graph, Node, Setting
@@ -989,11 +987,28 @@ def test_every_column_of_a_gpu_fits_a_file(capsys):
         for name in names
     ]
     ours = dataclasses.replace(rows[0], peer="cuda", role="ours", ratio=None)
-    report.console().print(report.table_of_ratios([ours, *rows]))
+    screen.screen().show(report.table_of_ratios([ours, *rows]))
     out = capsys.readouterr().out
     assert all(f" {name} " in out for name in names)
     assert out.count("1,234x") == len(names)
     assert str(case) in out
+
+
+def test_without_rich_tables_are_plain(capsys, tmp_path, monkeypatch):
+    for name in ("rich", "rich.console"):
+        monkeypatch.setitem(sys.modules, name, None)
+    path = tmp_path / "results.csv"
+    arguments = ["--case", "tiny", "--op", "spatial_pool", "upsample_argmax", "--threads", "1"]
+    arguments += ["--peers", "published", "--seconds", "0", "--csv", str(path)]
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert path.is_file()
+    title, columns, *rows = out[out.index("spatial_pool tiny: ") :].splitlines()[:4]
+    assert title.startswith("spatial_pool tiny: ")
+    assert [row.split()[0] for row in rows] == ["cpu", "published"]
+    # Numbers end where their heading does.
+    assert {len(row) for row in rows} == {len(columns)}
+    assert "How many times longer than ours" in out
 
 
 def test_a_single_round_compiles_nothing(capsys):
