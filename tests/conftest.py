@@ -133,10 +133,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(lack)
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What a large test took must not be missing in the processes beside this one."""
+    marker = item.get_closest_marker("needs_cuda")
+    if marker is not None and marker.kwargs.get("memory_gb"):
+        torch.cuda.empty_cache()
+
+
 def _lack_of_cuda(devices: int, memory_gb: float) -> str | None:
     found = torch.cuda.device_count()
     if found < devices:
         return f"needs {devices} CUDA device{'s' * (devices > 1)}, torch finds {found}"
+    if memory_gb:
+        torch.cuda.empty_cache()  # what earlier tests left there is free too
     free_gb = torch.cuda.mem_get_info(0)[0] / 1e9
     if free_gb < memory_gb:
         return f"needs {memory_gb} GB of free GPU memory, there are {free_gb:.1f}"

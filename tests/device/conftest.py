@@ -34,7 +34,14 @@ def kernels(request, gpu):
     return request.param
 
 
-@pytest.fixture(params=[x for x in backends.preference(samples.DEVICE.type) if x != "reference"])
+def pytest_generate_tests(metafunc):
+    """Here, since pytest may read this file before it knows --device."""
+    if "backend" in metafunc.fixturenames:
+        names = [x for x in backends.preference(samples.DEVICE.type) if x != "reference"]
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
 def backend(request, device):
     """The backends with kernels for --device: the C++ one, or CUDA's and Triton's."""
     _require(request.param, device)

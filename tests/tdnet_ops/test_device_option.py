@@ -1,5 +1,7 @@
 """The option --device itself: samples keep their layout when moved, routes carry, refusals name."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,6 +100,22 @@ def test_a_device_that_is_there(monkeypatch):
     assert root._asked_device("cpu") == torch.device("cpu")
     assert root._asked_device("cuda") == torch.device("cuda", 0)
     assert root._asked_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_the_backends_of_the_device_are_tested(pytestconfig, tmp_path):
+    """Also where a folder is named, whose conftest.py pytest reads before it knows --device."""
+    folder = pytestconfig.rootpath / "tests" / "device"
+    arguments = ["--device", "cuda", "--collect-only", "-q", "-p", "no:cacheprovider", str(folder)]
+    program = (
+        "import pytest, sys, torch; torch.cuda.device_count = lambda: 1; "
+        f"sys.exit(pytest.main({arguments}))"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for backend in ("cuda", "triton"):
+        assert f"test_one_hot_queries_give_exact_logits[{backend}-" in result.stdout
+    assert "exact_logits[cpu-" not in result.stdout
 
 
 def asking(**wanted):
