@@ -203,7 +203,7 @@ def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise TypeError(
-                f"this is no published checkpoint: {_shown(key)} is a {type(value).__name__}, "
+                f"this is no published checkpoint: {_shown(key)} is {_kind(value)}, "
                 "expected names and tensors"
             )
     weights = _with_plain_names(state)
@@ -348,6 +348,11 @@ def _shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+def _kind(value: object) -> str:
+    name = "number of NumPy" if isinstance(value, _NumPyScalar) else type(value).__name__
+    return f"a {name}"
+
+
 def _load_native(path: Path, name: str | None) -> TDNet | PSPNet:
     try:
         with safe_open(path, framework="pt") as file:
@@ -396,7 +401,7 @@ def _read_config(text: str) -> dict[str, Any]:
     return options
 
 
-class _IgnoredScalar:
+class _NumPyScalar:
     """Stands for the NumPy scalars and their types of a published file: no weights, never made."""
 
     def __init__(self, *_: object) -> None:
@@ -411,7 +416,7 @@ _IGNORED_NAMES = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar
 
 
 def _load_pickle(path: Path) -> Any:
-    ignored: list[Any] = [(_IgnoredScalar, name) for name in _IGNORED_NAMES]
+    ignored: list[Any] = [(_NumPyScalar, name) for name in _IGNORED_NAMES]
     try:
         with torch.serialization.safe_globals(ignored), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what is refused below

@@ -46,7 +46,8 @@ def segment(
     video: Annotated[
         str | None,
         typer.Argument(
-            help="Video file, folder of PNG / JPEG images, or camera index (0 is the first).",
+            help="Video file, image, folder of images (PNG, JPEG, WebP, BMP, TIFF), camera index "
+            "(0 is the first), or - for a video on the standard input.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +77,7 @@ def segment(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Weights, .safetensors or a published .pkl.",
+            help="Weights: .safetensors, or a published .pkl, .pth or .pt.",
             show_default="random weights",
         ),
     ] = None,

@@ -152,9 +152,15 @@ def _refuse_same_file(options: SegmentOptions) -> None:
 def _device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"--device {name}: this torch ({torch.__version__}) finds no CUDA GPU")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "meta":
+        raise ValueError(f"--device: expected cpu, cuda, cuda:1 or alike, got {name!r}")
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(f"--device {name}: this torch ({torch.__version__}) finds {found} GPUs")
     return device
 
 

@@ -345,3 +345,24 @@ def test_standard_input_is_read(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert count_frames(tmp_path / "out.mp4") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nonsense", "--device: expected cpu, cuda, cuda:1 or alike, got 'nonsense'"),
+        ("meta", "--device: expected cpu, cuda, cuda:1 or alike, got 'meta'"),
+        ("cuda:99", r"--device cuda:99: this torch \(.*\) finds [0-9]+ GPUs"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        segment._device(name)
+
+
+def test_the_help_names_what_is_read():
+    told = " ".join(
+        CliRunner().invoke(app, ["segment", "--help"], terminal_width=500).output.split()
+    )
+    for kind in ("PNG", "JPEG", "WebP", "BMP", "TIFF", ".safetensors", ".pkl", ".pth", ".pt"):
+        assert kind in told

@@ -62,6 +62,12 @@ def test_the_best_model_of_the_published_training(published, pspnet, tmp_path, m
     assert torch.equal(loaded.backbone.conv1.weight, pspnet.backbone.conv1.weight)
 
 
+def test_a_number_of_numpy_in_place_of_weights_is_called_so(tmp_path):
+    torch.save({"best_iou": np.float64(0.7), "state_dict": {}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="'best_iou' is a number of NumPy, expected names and"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
 def test_the_names_of_numpy_are_not_left_allowed(tmp_path):
     torch.save({"best_iou": np.float64(0.7)}, tmp_path / "a.pkl")
     refusal(tmp_path / "a.pkl")
