@@ -105,9 +105,11 @@ stage_sanitizers() {
     return
   fi
   for tool in memcheck racecheck; do
-    # Only our kernels are instrumented; torch's cache would hide where one tensor ends.
+    # Only our kernels are instrumented; torch's cache would hide where one tensor ends. API errors
+    # are not counted: libraries ask for entry points that a driver lacks, ours are checked anyway.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --kernel-name kns=tdnet \
-      --error-exitcode 9 "${program[@]}" --backend cuda --steps tiny several_blocks || status=1
+      --report-api-errors no --error-exitcode 9 \
+      "${program[@]}" --backend cuda --steps tiny several_blocks || status=1
   done
   return $status
 }
