@@ -110,9 +110,9 @@ class VideoSegmenter:
                 return labels.numpy()
             # The copy is enqueued before the preparation: the labels do not wait for it.
             host, copied = _copy_to_host(labels)
-            self._state = state
-            self.prepare()
+            state = self._prepared(state)
             copied.synchronize()
+            self._state = state
         return host.numpy()
 
     @torch.inference_mode()
@@ -149,10 +149,10 @@ class VideoSegmenter:
         Changes no result; without effect when there is nothing to do.
         """
         with _on(self._parameter().device):
-            self._state = self._prepared()
+            self._state = self._prepared(self._state)
 
-    def _prepared(self) -> _State:
-        state, model = self._state, self.model
+    def _prepared(self, state: _State) -> _State:
+        model = self.model
         if isinstance(model, PSPNet) or state.latest is None:
             return state
         capacity = model.num_paths - 1
@@ -172,7 +172,7 @@ class VideoSegmenter:
         if isinstance(model, PSPNet):
             state = replace(self._state, image_size=(height, width))
             return model.coarse_logits(image), state
-        state = self._prepared()
+        state = self._prepared(self._state)
         frame = model.encode(image, state.path)
         logits = model.decode(frame, state.memory, state.path)
         return logits, replace(

@@ -340,20 +340,7 @@ def test_the_event_of_the_labels_is_recorded_on_their_device(monkeypatch):
     assert pinned == [True]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
-def test_labels_are_there_when_another_gpu_is_the_current_one(td4):
-    frames = video(8)
-    reference = VideoSegmenter(td4)
-    expected = [reference.step(frame) for frame in frames]
-    model = copy.deepcopy(td4).to("cuda:1")
-    segmenter = VideoSegmenter(model)
-    for frame, labels in zip(frames, expected, strict=True):
-        with torch.cuda.device(0), torch.cuda.stream(torch.cuda.Stream("cuda:1")):
-            torch.cuda._sleep(50_000_000)
-            assert (segmenter.step(frame) == labels).mean() > 0.99
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.needs_cuda
 def test_a_frame_may_be_overwritten_once_its_labels_are_out(td4):
     frames = video(8)
     model = copy.deepcopy(td4).cuda()
