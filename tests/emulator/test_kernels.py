@@ -234,6 +234,7 @@ OTHER_DEVICES = {
     "test_mixed_devices",
     "test_mixed_devices_by_the_first",
     "test_layouts_of_other_kinds",
+    "test_nested_values",
     "test_a_block_of_another_device_is_blamed_not_its_weight",
 }
 
@@ -256,6 +257,7 @@ def run_program(*arguments):
     return emulator.run_python(run_samples.__file__, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["address", "thread"])
 def test_sanitizers_find_nothing(kind):
     """Seed 1 changes threads most often; copies that land late race most."""
