@@ -213,6 +213,8 @@ def _choose(
 
 def _does_not_fit(error: Exception) -> bool:
     """Whether it is about one configuration: too large, or the compiler fails on it."""
+    if INTERPRETED:
+        return False
     return isinstance(error, TritonError) or "PassManager::run failed" in str(error)
 
 
