@@ -21,7 +21,7 @@
 // the largest vanish (ex2.approx.ftz).
 //
 // Shape: queries x keys x channels       128 x 64 x 256   128 x 32 x 256   128 x 64 x 128
-//   shared memory, bytes                        119,856           78,896           87,088
+//   shared memory, bytes                        119,848           78,888           87,080
 //     values, two tiles                          65,536           32,768           32,768
 //     keys, two tiles                            16,384            8,192           16,384
 //     weights, two tiles; queries                32,768           16,384           32,768
@@ -767,35 +767,33 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   if (threadIdx.x == 0) work = work_of_block<Shape>(parameters);
   __syncthreads();
 
-  {
-    if (p.queries.access == Access::kVectors) {
-      start_queries(shared, Shape::kQueriesAt, p.queries, work);
-    } else {
-      gather_queries(shared, Shape::kQueriesAt, p.queries, work);
-    }
-    start_keys<Shape>(shared, work, 0);
-    copy_async_commit();
-    start_values<Shape>(shared, work, value_stride, 0);
-    start_keys<Shape>(shared, work, 1);
-    copy_async_commit();
-    if (p.residual.data && gridDim.y == 1) {
-      prefetch_residual(p.residual, parameters.along_tokens, Shape::kChannels, work);
-    }
+  if (p.queries.access == Access::kVectors) {
+    start_queries(shared, Shape::kQueriesAt, p.queries, work);
+  } else {
+    gather_queries(shared, Shape::kQueriesAt, p.queries, work);
+  }
+  start_keys<Shape>(shared, work, 0);
+  copy_async_commit();
+  start_values<Shape>(shared, work, value_stride, 0);
+  start_keys<Shape>(shared, work, 1);
+  copy_async_commit();
+  if (p.residual.data && gridDim.y == 1) {
+    prefetch_residual(p.residual, parameters.along_tokens, Shape::kChannels, work);
+  }
 
-    Warp<T, Shape> warp(memory, parameters.log2_scale, parameters.raise);
-    copy_async_wait<1>();
-    __syncthreads();
-    warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
-    copy_async_wait<0>();
-    make_sums(warp, work, value_stride, parameters.outgrown);
+  Warp<T, Shape> warp(memory, parameters.log2_scale, parameters.raise);
+  copy_async_wait<1>();
+  __syncthreads();
+  warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
+  copy_async_wait<0>();
+  make_sums(warp, work, value_stride, parameters.outgrown);
 
-    if (gridDim.y > 1) {
-      store_partial(p, work, warp);
-    } else if (parameters.along_tokens) {
-      store_result<true>(parameters, work, memory, warp);
-    } else {
-      store_result<false>(parameters, work, memory, warp);
-    }
+  if (gridDim.y > 1) {
+    store_partial(p, work, warp);
+  } else if (parameters.along_tokens) {
+    store_result<true>(parameters, work, memory, warp);
+  } else {
+    store_result<false>(parameters, work, memory, warp);
   }
 }
 
