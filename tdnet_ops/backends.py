@@ -107,6 +107,9 @@ def _why_not_triton(device_type: str) -> str | None:
         import triton
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
+    if not hasattr(triton, "knobs"):
+        found = getattr(triton, "__version__", "a folder of that name")
+        return f"a newer Triton is needed, found {found}"
     if triton.knobs.runtime.interpret and device_type == "cpu":
         return None
     if device_type not in ("cuda", "xpu"):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 import samples
@@ -425,3 +426,14 @@ print(sorted(slow & (set(sys.modules) - before)))
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [("3.2.0", "3.2.0"), (None, "a folder of that name")]
+)
+def test_a_triton_that_is_too_old_is_no_backend(monkeypatch, version, found):
+    old = types.ModuleType("triton")
+    if version is not None:
+        old.__version__ = version
+    monkeypatch.setitem(sys.modules, "triton", old)
+    assert backends._why_not_triton("cuda") == f"a newer Triton is needed, found {found}"
