@@ -349,16 +349,9 @@ def test_pytest_without_an_installed_package_says_what_to_do(checkout):
     assert "Traceback" not in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(
-    ("package", "file"),
-    [
-        ("av", "tdnet/test_video.py"),
-        ("av", "tdnet/test_cli.py"),
-        ("rich", "tdnet_ops/test_bench.py"),
-    ],
-)
-def test_files_that_need_missing_packages_are_skipped_by_name(checkout, package, file):
-    (checkout / "hide.py").write_text(f"import sys\nsys.modules['{package}'] = None\n")
+@pytest.mark.parametrize("file", ["tdnet/test_video.py", "tdnet/test_cli.py"])
+def test_files_that_need_pyav_are_skipped_by_name_without_it(checkout, file):
+    (checkout / "hide.py").write_text("import sys\nsys.modules['av'] = None\n")
     result = run_pytest(checkout, "-p", "hide", str(checkout / "tests" / file))
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(rf"SKIPPED .*{file}.*not installed", result.stdout), result.stdout
