@@ -561,6 +561,7 @@ _TILES: dict[str, dict[str, tuple[Any, ...]]] = {
         "most_keys": (1, 64, 200, None, (3, 5), (19, 31), "r", None, growing(70.0)),
         "narrow": (3, 64, 120, None, (13, 23), (10, 32), "rb", None, growing(20.0)),
         "spike": (1, 64, 40, None, (12, 11), (4, 65), "", None, spike(70, 150, 14.0)),
+        "spike_below": (1, 64, 40, None, (12, 11), (4, 65), "", None, spike(90, 150, 14.0)),
         "spike_late": (1, 64, 160, None, (12, 11), (4, 65), "", None, spike(9, 258, 200.0)),
         "scale_zero": (1, 64, 72, None, (3, 45), (3, 67), "rb", 0.0),
         "negative": (1, 64, 136, 144, (3, 45), (3, 67), "rb", -0.125, spike(33, 100, 20.0)),

@@ -180,6 +180,19 @@ def test_block_sum_keeps_nan(route, activation):
     assert total.isnan().nonzero().tolist() == [[0, c, 2, 3] for c in range(4)]
 
 
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_partials_are_added_in_their_order(route, index):
+    """Whichever is new: in any other order than the first two first, the 1 would be lost."""
+    numbers = [2.0**25, -(2.0**25), 1.0]
+    partials = [torch.full((1, 4, 3, 5), number) for number in numbers]
+    x, weight = partials[index][:, :1], torch.ones(4, 1, 1, 1)
+    call = samples.ROUTES[route]("block_sum_update")
+    partial, total = call(partials, index, x, weight, None, 0, 1, "none")
+    assert (partial == numbers[index]).all()
+    assert (total == 1).all()
+
+
 # --- upsample_argmax ------------------------------------------------------------------------------
 
 
