@@ -2,15 +2,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import samples
 import torch
 
-# So that test files can import the module beside them and the list of samples.
-FOLDER = Path(__file__).resolve().parent
-sys.path += [str(FOLDER), str(FOLDER.parent / "tdnet_ops")]
+from tdnet_ops import backends
 
-import samples  # noqa: E402
-
-from tdnet_ops import backends  # noqa: E402
+# So that test files can import the module beside them.
+sys.path.append(str(Path(__file__).resolve().parent))
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import samples
 import torch
 
-# So that test files can import the modules beside them and the list of samples.
-FOLDER = Path(__file__).resolve().parent
-sys.path += [str(FOLDER), str(FOLDER.parent / "tdnet_ops")]
+# So that test files can import the modules beside them.
+sys.path.append(str(Path(__file__).resolve().parent))
 
-import emulator  # noqa: E402
-import samples  # noqa: E402
+import emulator
 
 
 @pytest.fixture(autouse=True)

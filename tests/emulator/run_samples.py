@@ -16,11 +16,6 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tdnet_ops"))
 import samples
 
-# What the kernels round to half precision on the way from one number to the next: phi(v) or the
-# attended values before phi, and the softmax weights.
-ROUNDINGS = {"softmax_propagate": 2, "attention_propagate": 2}
-
-
 # These take `allow_tf32`.
 TENSOR_CORES = (
     "pooled_affinity",
@@ -33,7 +28,7 @@ TENSOR_CORES = (
 
 def check(sample: samples.Sample) -> None:
     call = getattr(torch.ops.tdnet_emulator, sample.operator)
-    samples.check(sample, call, ROUNDINGS.get(sample.operator, 0))
+    samples.check(sample, call, samples.GPU_ROUNDINGS.get(sample.operator, 0))
 
 
 def check_tf32(sample: samples.Sample) -> None:

@@ -1,11 +1,5 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-# So that test files can import the helper module beside them; no package lies in this folder.
-sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,6 @@ import torch
 
 import tdnet_ops
 
-# The kernels round phi(v), or what was attended before phi, and the weights to half precision.
-ROUNDINGS = {"softmax_propagate": 2, "attention_propagate": 2}
-
-
 # Loops of a hundred rounds and more, by the interpreter: once is enough for every day.
 LONG = ("many_keys", "wide_window", "large_window")
 
@@ -29,7 +25,7 @@ def marked(sample):
 @pytest.mark.parametrize("sample", map(marked, samples.SAMPLES))
 def test_sample_is_right(sample):
     call = getattr(torch.ops.tdnet_triton, sample.operator)
-    samples.check(sample, call, ROUNDINGS.get(sample.operator, 0))
+    samples.check(sample, call, samples.GPU_ROUNDINGS.get(sample.operator, 0))
 
 
 @pytest.mark.parametrize("name", samples.NAMES)
