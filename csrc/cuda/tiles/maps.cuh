@@ -2,10 +2,10 @@
 
 #pragma once
 
+#include "../primitives/copy.cuh"
+#include "../primitives/numbers.cuh"
+#include "../primitives/platform.cuh"
 #include "map.h"
-#include "primitives/copy.cuh"
-#include "primitives/numbers.cuh"
-#include "primitives/platform.cuh"
 #include "vectors.cuh"
 
 namespace tdnet::cuda {

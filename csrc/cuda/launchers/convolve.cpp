@@ -3,16 +3,15 @@
 #include <algorithm>
 #include <array>
 
-#include "../checks.h"
-#include "../tensors.h"
-#include "convolve.cuh"
+#include "../../checks.h"
+#include "../../tensors.h"
+#include "../kernels/convolve.cuh"
+#include "../tiles/arithmetic.h"
 #include "device.h"
 #include "launcher.h"
 
 namespace tdnet::cuda {
 namespace {
-
-int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 template <class T>
 ConvolutionOutput<T> convolution_output(Tensor& x) {

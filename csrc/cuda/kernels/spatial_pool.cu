@@ -9,17 +9,14 @@
 #include <algorithm>
 #include <climits>
 
+#include "../tiles/arithmetic.h"
+#include "../tiles/vectors.cuh"
 #include "spatial_pool.cuh"
-#include "vectors.cuh"
 
 namespace tdnet::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ __forceinline__ float maximum(float a, float b) {
-  return b > a || b != b ? b : a;  // NaN wins.
-}
 
 // The pixels of x under one pixel of the result.
 struct Window {
@@ -79,7 +76,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int kRun>
 cudaError_t launch_runs(const SpatialPool<T>& p, cudaStream_t stream) {
   const int64_t runs = int64_t{p.batch} * p.out.tokens * (p.out.channels / kRun);
-  const int64_t blocks = (runs + kThreads - 1) / kThreads;
+  const int64_t blocks = divide_up(runs, kThreads);
   if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
   return launch(spatial_pool<T, kRun>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
                 stream, p, runs);

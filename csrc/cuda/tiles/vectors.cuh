@@ -5,10 +5,10 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../primitives/matrix.cuh"
+#include "../primitives/numbers.cuh"
+#include "../primitives/platform.cuh"
 #include "map.h"
-#include "primitives/matrix.cuh"
-#include "primitives/numbers.cuh"
-#include "primitives/platform.cuh"
 
 namespace tdnet::cuda {
 

@@ -10,9 +10,9 @@
 #include <initializer_list>
 #include <limits>
 
-#include "../checks.h"
-#include "../tensors.h"
-#include "map.h"
+#include "../../checks.h"
+#include "../../tensors.h"
+#include "../tiles/map.h"
 
 namespace tdnet::cuda {
 

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "map.h"
+#include "../tiles/map.h"
 
 namespace tdnet::cuda {
 

@@ -12,11 +12,12 @@
 #include <algorithm>
 #include <climits>
 
-#include "maps.cuh"
-#include "multiprocessors.h"
+#include "../tiles/arithmetic.h"
+#include "../tiles/maps.cuh"
+#include "../tiles/product.cuh"
+#include "../tiles/vectors.cuh"
+#include "grid.h"
 #include "pooled_affinity.cuh"
-#include "product.cuh"
-#include "vectors.cuh"
 
 namespace tdnet::cuda {
 namespace {
@@ -27,10 +28,6 @@ constexpr int kWarpQueries = kQueries / kQueryWarps, kWarpKeys = kKeys / kKeyWar
 constexpr int kSlabChunks = 8;  // of kDepth channels: those of the keys that fit
 
 using Sums = Accumulator<kWarpQueries / 16, kWarpKeys / 8>;
-
-__host__ __device__ constexpr int divide_up(int64_t a, int b) {
-  return static_cast<int>((a + b - 1) / b);
-}
 
 // Sizes in numbers of type T.
 template <class T>
@@ -52,10 +49,6 @@ struct Memory {
 };
 
 // --- pool -------------------------------------------------------------------------------------
-
-__device__ __forceinline__ float maximum(float a, float b) {
-  return b > a || b != b ? b : a;  // NaN wins.
-}
 
 // The pooled keys of channels `first_channel` + 0 ... columns - 1; zeros outside.
 template <class T>

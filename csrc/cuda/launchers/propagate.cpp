@@ -3,13 +3,16 @@
 #include <cmath>
 #include <type_traits>
 
-#include "../folding.h"
-#include "../tensors.h"
-#include "attention_tensor_cores.cuh"
+#include "../../folding.h"
+#include "../../tensors.h"
+#include "../kernels/attention_tensor_cores.cuh"
+#include "../kernels/combine.cuh"
+#include "../kernels/pack_tokens.cuh"
+#include "../kernels/propagate.cuh"
+#include "../tiles/arithmetic.h"
 #include "convolve.h"
 #include "device.h"
 #include "launcher.h"
-#include "propagate.cuh"
 
 namespace tdnet::cuda {
 namespace {
@@ -48,7 +51,7 @@ TokenMatrix<T> token_matrix(const std::string& name, const Tensor& x, cudaStream
   if (map.access == Access::kVectors && channels % kMultiple == 0 && whole) {
     return {x, map.tokens, channels};
   }
-  const int64_t stride = (channels + kMultiple - 1) / kMultiple * kMultiple;
+  const int64_t stride = round_up(channels, kMultiple);
   Tensor tokens = torch::stable::new_empty(x, std::array<int64_t, 3>{batch, map.tokens, stride});
   check_launch(launch_pack_tokens(map, static_cast<int>(batch),
                                   static_cast<T*>(tokens.mutable_data_ptr()), stride, stream),
@@ -60,7 +63,7 @@ TokenMatrix<T> token_matrix(const std::string& name, const Tensor& x, cudaStream
 class PartialStorage {
  public:
   PartialStorage(const Tensor& like, int splits, int64_t rows, int64_t channels)
-      : splits_(splits), channel_stride_((channels + 7) / 8 * 8) {
+      : splits_(splits), channel_stride_(round_up(channels, 8)) {
     if (splits == 1) return;
     means_ = numbers(like, splits * rows * channel_stride_);
     maxima_ = numbers(like, splits * rows);

@@ -19,8 +19,9 @@
 #include <climits>
 #include <cmath>
 
-#include "primitives/numbers.cuh"
-#include "primitives/platform.cuh"
+#include "../primitives/numbers.cuh"
+#include "../primitives/platform.cuh"
+#include "../tiles/arithmetic.h"
 #include "upsample_argmax.cuh"
 
 namespace tdnet::cuda {
@@ -95,8 +96,7 @@ struct Axis {
   }
 };
 
-// --- load
-// -----------------------------------------------------------------------------------------
+// --- load ----------------------------------------------------------------------------------------
 
 // A thread's way through a box of numbers, kThreads at a time, without divisions on the way.
 struct Walk {
@@ -150,8 +150,7 @@ struct Patch {
   }
 };
 
-// --- compute
-// --------------------------------------------------------------------------------------
+// --- compute -------------------------------------------------------------------------------------
 
 // The same two roundings for every class, whatever the compiler makes of the loop: equal logits
 // stay equal.
@@ -199,8 +198,7 @@ struct Best {
   }
 };
 
-// --- store
-// ----------------------------------------------------------------------------------------
+// --- store ---------------------------------------------------------------------------------------
 
 // Labels [kRows, kColumns] by way of `stage` to `to`, the first of the patch in memory; rows and
 // columns beyond the map are left out.
@@ -229,8 +227,7 @@ __device__ __forceinline__ void store_labels(Label* stage, const Best& best, int
   }
 }
 
-// --- the kernel
-// -----------------------------------------------------------------------------------
+// --- the kernel ----------------------------------------------------------------------------------
 
 // Grid: patches of a row of patches, within rows of patches, within batches.
 template <class T>
@@ -308,8 +305,7 @@ __global__ void __launch_bounds__(kThreads, 5)
 
 template <class T>
 cudaError_t launch_upsample_argmax(const UpsampleArgmax<T>& p, cudaStream_t stream) {
-  const auto patches = [](int size, int side) { return (int64_t{size} + side - 1) / side; };
-  const int64_t rows = patches(p.out_height, kRows), columns = patches(p.out_width, kColumns);
+  const int64_t rows = divide_up(p.out_height, kRows), columns = divide_up(p.out_width, kColumns);
   if (rows * p.batch > INT_MAX / columns) return cudaErrorInvalidConfiguration;
   const Plan plan{.row_scale = scale_of(p.height, p.out_height, p.align_corners),
                   .column_scale = scale_of(p.logits.width, p.out_width, p.align_corners),

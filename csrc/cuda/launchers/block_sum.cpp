@@ -3,8 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../checks.h"
-#include "../tensors.h"
+#include "../../checks.h"
+#include "../../tensors.h"
 #include "convolve.h"
 #include "registration.h"
 

@@ -10,9 +10,9 @@
 
 #pragma once
 
-#include "primitives/matrix.cuh"
-#include "primitives/numbers.cuh"
-#include "primitives/platform.cuh"
+#include "../primitives/matrix.cuh"
+#include "../primitives/numbers.cuh"
+#include "../primitives/platform.cuh"
 
 namespace tdnet::cuda {
 

@@ -15,10 +15,11 @@
 #include <algorithm>
 #include <climits>
 
+#include "../primitives/copy.cuh"
+#include "../tiles/arithmetic.h"
+#include "../tiles/product.cuh"
+#include "../tiles/vectors.cuh"
 #include "convolve.cuh"
-#include "primitives/copy.cuh"
-#include "product.cuh"
-#include "vectors.cuh"
 
 namespace tdnet::cuda {
 namespace {
@@ -49,10 +50,6 @@ struct TileShape {
 
   using Sums = Accumulator<kRowTiles, kColumnTiles>;
 };
-
-__host__ __device__ constexpr int divide_up(int64_t a, int b) {
-  return static_cast<int>((a + b - 1) / b);
-}
 
 // --- load -------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "map.h"
+#include "../tiles/map.h"
 
 namespace tdnet::cuda {
 

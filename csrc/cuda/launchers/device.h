@@ -8,8 +8,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "../torch_call.h"
-#include "primitives/types.h"
+#include "../../torch_call.h"
+#include "../primitives/types.h"
 
 #ifndef TDNET_EMULATOR
 #include <dlfcn.h>

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "map.h"
-#include "propagate.cuh"
+#include "../tiles/map.h"
+#include "attention.cuh"
 
 namespace tdnet::cuda {
 

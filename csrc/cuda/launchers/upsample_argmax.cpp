@@ -1,11 +1,11 @@
 // upsample_argmax on CUDA tensors.
 
-#include "upsample_argmax.cuh"
+#include "../kernels/upsample_argmax.cuh"
 
 #include <torch/csrc/stable/library.h>
 
-#include "../checks.h"
-#include "../tensors.h"
+#include "../../checks.h"
+#include "../../tensors.h"
 #include "device.h"
 #include "launcher.h"
 #include "registration.h"

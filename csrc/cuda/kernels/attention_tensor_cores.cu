@@ -38,13 +38,15 @@
 #include <cmath>
 #include <type_traits>
 
+#include "../primitives/matrix.cuh"
+#include "../primitives/reduce.cuh"
+#include "../tiles/arithmetic.h"
+#include "../tiles/maps.cuh"
+#include "../tiles/product.cuh"
+#include "../tiles/softmax.cuh"
+#include "../tiles/vectors.cuh"
 #include "attention_tensor_cores.cuh"
-#include "maps.cuh"
-#include "multiprocessors.h"
-#include "primitives/matrix.cuh"
-#include "primitives/reduce.cuh"
-#include "product.cuh"
-#include "vectors.cuh"
+#include "grid.h"
 
 namespace tdnet::cuda {
 namespace {
@@ -53,8 +55,7 @@ constexpr int kDepth = 64;  // channels of queries and keys
 constexpr int kPairs = 4, kWarps = 2 * kPairs, kThreads = 32 * kWarps;
 constexpr int kWarpQueries = 32, kRowTiles = kWarpQueries / 16;  // of a pair of warps
 constexpr int kQueries = kPairs * kWarpQueries;
-constexpr int kImage = 32 * 16;  // bytes of a register image: one fragment of each lane
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kImage = 32 * 16;              // bytes of a register image: one fragment of each lane
 constexpr float kOutgrown = 4096.f;          // 2^12
 constexpr float kLowest = -3.402823466e38f;  // finite: -inf minus it is -inf, not NaN
 
@@ -125,7 +126,7 @@ __device__ __forceinline__ Work<T> work_of_block(const Parameters<T>& parameters
   const TensorCoreAttention<T>& p = parameters.problem;
   const unsigned slices = parameters.slices, query_tiles = parameters.query_tiles;
   const unsigned row = blockIdx.x / slices, b = row / query_tiles;
-  const int64_t tiles = (int64_t{p.key_count} + Shape::kKeys - 1) / Shape::kKeys;
+  const int64_t tiles = divide_up(int64_t{p.key_count}, Shape::kKeys);
   const int first_key = static_cast<int>(tiles * blockIdx.y / gridDim.y) * Shape::kKeys;
   const int last_key = static_cast<int>(tiles * (blockIdx.y + 1) / gridDim.y) * Shape::kKeys;
   Work<T> work;
@@ -798,19 +799,6 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
 }
 
 // --- launch --------------------------------------------------------------------------------------
-
-// Bytes that one block may have on the current device.
-int shared_memory_limit() {
-  int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
-          cudaSuccess) {
-    return 0;
-  }
-  return bytes;
-}
-
-int divide_up(int64_t a, int b) { return static_cast<int>((a + b - 1) / b); }
 
 // Rows that follow each other in memory as one row: offset_of then needs no division.
 template <class T>

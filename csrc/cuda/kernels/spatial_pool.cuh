@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "map.h"
+#include "../tiles/map.h"
 
 namespace tdnet::cuda {
 

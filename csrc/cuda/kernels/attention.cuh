@@ -1,12 +1,11 @@
-// softmax(logits) values + bias + residual with the logits made tile by tile and never stored: the
-// general kernel of attention_propagate and softmax_propagate, for any channel counts and dtypes.
-// (attention_tensor_cores.cuh is the tuned one for 64 key channels in half precision.)
+// softmax(logits) values + bias + residual with the logits made tile by tile and never stored: what
+// both attention kernels solve, and combine where the keys are split.
 
 #pragma once
 
 #include <cstdint>
 
-#include "map.h"
+#include "../tiles/map.h"
 
 namespace tdnet::cuda {
 
@@ -42,22 +41,5 @@ struct Propagation {
   int batch, key_count;
   PartialSums partial;
 };
-
-// Splits of the keys that fill the current device.
-int propagate_splits(int batch, int queries, int channels, int key_count);
-
-// Half precision on tensor cores; float32 on tensor cores as TF32 if allowed, else in full.
-template <class T>
-cudaError_t launch_propagate(const Propagation<T>& problem, bool allow_tf32, cudaStream_t stream);
-
-// The mean of the parts: out = sum_s (w_s / sum_s w_s) means_s + bias + residual, where
-// w_s = 2^((maxima_s - max_s maxima_s) * log2_scale) row_sums_s.
-template <class T>
-cudaError_t launch_combine(const Propagation<T>& problem, float log2_scale, cudaStream_t stream);
-
-// A map of any strides to tokens [B, tokens, channel_stride], zeros beyond its channels.
-template <class T>
-cudaError_t launch_pack_tokens(const Map<const T>& map, int batch, T* tokens,
-                               int64_t channel_stride, cudaStream_t stream);
 
 }  // namespace tdnet::cuda

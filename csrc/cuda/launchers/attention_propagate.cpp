@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "../checks.h"
-#include "../tensors.h"
+#include "../../checks.h"
+#include "../../tensors.h"
 #include "propagate.h"
 #include "registration.h"
 

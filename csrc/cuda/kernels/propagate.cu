@@ -16,9 +16,12 @@
 #include <cmath>
 #include <type_traits>
 
-#include "maps.cuh"
-#include "multiprocessors.h"
-#include "product.cuh"
+#include "../primitives/reduce.cuh"
+#include "../tiles/arithmetic.h"
+#include "../tiles/maps.cuh"
+#include "../tiles/product.cuh"
+#include "../tiles/softmax.cuh"
+#include "grid.h"
 #include "propagate.cuh"
 
 namespace tdnet::cuda {
@@ -27,7 +30,6 @@ namespace {
 constexpr int kQueries = 64, kKeys = 64, kDepth = 64, kChannels = 128;
 constexpr int kWarps = 4, kThreads = 32 * kWarps, kWarpQueries = kQueries / kWarps;
 static_assert(kWarpQueries == 16, "a warp's queries are one row tile of the fragments");
-constexpr float kLog2E = 1.4426950408889634f;
 
 using Logits = Accumulator<1, kKeys / 8>;
 using Sums = Accumulator<1, kChannels / 8>;
@@ -66,15 +68,12 @@ struct RowState {
   float maximum[2], sum[2];
 };
 
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
-__device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fffffff); }
-
 // The keys of one block: whole tiles, as even as the split allows.
 struct KeyRange {
   int first, last;
 
   __device__ KeyRange(int key_count, int split, int splits) {
-    const int64_t tiles = (int64_t{key_count} + kKeys - 1) / kKeys;
+    const int64_t tiles = divide_up(int64_t{key_count}, kKeys);
     first = static_cast<int>(tiles * split / splits * kKeys);
     last = static_cast<int>(min(tiles * (split + 1) / splits * kKeys, int64_t{key_count}));
   }
@@ -128,10 +127,6 @@ __device__ __forceinline__ void read_logits(const SharedTiles<T>& tiles, Logits&
 }
 
 // Of the four neighbouring lanes that hold a row.
-__device__ __forceinline__ float row_maximum(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
 __device__ __forceinline__ float row_sum(float x) {
   x += __shfl_xor_sync(~0u, x, 1);
   return x + __shfl_xor_sync(~0u, x, 2);
@@ -159,7 +154,7 @@ __device__ __forceinline__ void softmax_step(Logits& logits, float sign, float l
   float kept[2];  // what becomes of the sums so far
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    maximum[h] = row_maximum(maximum[h]);
+    maximum[h] = warp_maximum<4>(maximum[h]);
     // Nothing but -inf so far: no difference may become -inf - -inf.
     const float base = maximum[h] == minus_infinity() ? 0.f : maximum[h];
     kept[h] = rows.maximum[h] == minus_infinity()
@@ -306,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
   using Tiles = SharedTiles<T>;
   TDNET_DYNAMIC_SHARED(memory);
   Tiles tiles(memory);
-  const int query_tiles = (p.out.tokens + kQueries - 1) / kQueries;
+  const int query_tiles = divide_up(p.out.tokens, kQueries);
   const int64_t b = blockIdx.x / query_tiles;
   const int first_query = blockIdx.x % query_tiles * kQueries;
   const int first_channel = blockIdx.y * kChannels;
@@ -360,101 +355,7 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
   }
 }
 
-// --- combine -------------------------------------------------------------------------------------
-
-constexpr int kSide = 32, kRowsAtOnce = 8;  // of the transposing kernels: 32 x 8 threads
-
-// The mean of one number over the parts, in their order.
-template <class T>
-__device__ __forceinline__ float combined(const Propagation<T>& p, float log2_scale, int64_t b,
-                                          int query, int channel) {
-  const PartialSums& parts = p.partial;
-  const int64_t first = PartialSums::row(0, p.batch, b, p.out.tokens, query);
-  const int64_t stride = PartialSums::row(1, p.batch, 0, p.out.tokens, 0);
-  float maximum = minus_infinity();
-  for (int s = 0; s < parts.splits; ++s) {
-    maximum = fmaxf(maximum, parts.maxima[first + s * stride]);
-  }
-  const auto weight = [&](int64_t at) {  // of a part; one of nothing but -inf weighs nothing
-    return parts.maxima[at] == minus_infinity()
-               ? 0.f
-               : exp2_with_denormals((parts.maxima[at] - maximum) * log2_scale) *
-                     parts.row_sums[at];
-  };
-  float total = 0.f, value = 0.f;
-#pragma unroll 1
-  for (int s = 0; s < parts.splits; ++s) total += weight(first + s * stride);
-#pragma unroll 1
-  for (int s = 0; s < parts.splits; ++s) {
-    const int64_t at = first + s * stride;
-    value += weight(at) / total * parts.means[parts.mean(at, channel)];
-  }
-  if (p.bias) value += Number<T>::to_float(p.bias[channel]);
-  if (p.residual.data) {
-    value += Number<T>::to_float(p.residual.data[p.residual.offset(b, channel, query)]);
-  }
-  return value;
-}
-
-// 32 x 32 numbers a block, read with channels adjacent, written with channels or tokens adjacent.
-template <class T>
-__global__ void __launch_bounds__(kSide* kRowsAtOnce)
-    combine(const Propagation<T> p, float log2_scale) {
-  __shared__ float tile[kSide][kSide + 1];
-  const int query_tiles = (p.out.tokens + kSide - 1) / kSide;
-  const int64_t b = blockIdx.x / query_tiles;
-  const int first_query = blockIdx.x % query_tiles * kSide, first_channel = blockIdx.y * kSide;
-  for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
-    const int query = first_query + y, channel = first_channel + threadIdx.x;
-    if (query < p.out.tokens && channel < p.out.channels) {
-      tile[y][threadIdx.x] = combined(p, log2_scale, b, query, channel);
-    }
-  }
-  __syncthreads();
-  const bool along_tokens = p.out.access == Access::kTokens;
-  for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
-    const int row = along_tokens ? threadIdx.x : y, column = along_tokens ? y : threadIdx.x;
-    const int query = first_query + row, channel = first_channel + column;
-    if (query < p.out.tokens && channel < p.out.channels) {
-      p.out.data[p.out.offset(b, channel, query)] = Number<T>::from_float(tile[row][column]);
-    }
-  }
-}
-
-// --- pack ----------------------------------------------------------------------------------------
-
-template <class T>
-__global__ void __launch_bounds__(kSide* kRowsAtOnce)
-    pack_tokens(const Map<const T> map, T* tokens, int64_t channel_stride) {
-  __shared__ T tile[kSide][kSide + 1];
-  const int token_tiles = (map.tokens + kSide - 1) / kSide;
-  const int64_t b = blockIdx.x / token_tiles;
-  const int first_token = blockIdx.x % token_tiles * kSide, first_channel = blockIdx.y * kSide;
-  const bool along_channels = map.channel == 1;
-  for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
-    const int row = along_channels ? y : threadIdx.x, column = along_channels ? threadIdx.x : y;
-    const int token = first_token + row, channel = first_channel + column;
-    const bool inside = token < map.tokens && channel < map.channels;
-    tile[row][column] =
-        inside ? map.data[map.offset(b, channel, token)] : Number<T>::from_float(0.f);
-  }
-  __syncthreads();
-  for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
-    const int token = first_token + y, channel = first_channel + threadIdx.x;
-    if (token < map.tokens && channel < channel_stride) {
-      tokens[token_offset(b, map.tokens, token, channel_stride) + channel] = tile[y][threadIdx.x];
-    }
-  }
-}
-
 // --- launch --------------------------------------------------------------------------------------
-
-int divide_up(int64_t a, int b) { return static_cast<int>((a + b - 1) / b); }
-
-// Blocks of all batches, or more than a grid holds: the launch then fails with its own error.
-unsigned grid_x(int64_t tiles, int batch) {
-  return static_cast<unsigned>(std::min<int64_t>(tiles * batch, 0xffffffff));
-}
 
 template <class T, Engine kEngine>
 cudaError_t launch_engine(const Propagation<T>& p, cudaStream_t stream) {
@@ -491,25 +392,8 @@ cudaError_t launch_propagate(const Propagation<T>& problem, bool allow_tf32, cud
   }
 }
 
-template <class T>
-cudaError_t launch_combine(const Propagation<T>& problem, float log2_scale, cudaStream_t stream) {
-  const dim3 grid(grid_x(divide_up(problem.out.tokens, kSide), problem.batch),
-                  divide_up(problem.out.channels, kSide));
-  return launch(combine<T>, grid, dim3(kSide, kRowsAtOnce), 0, stream, problem, log2_scale);
-}
-
-template <class T>
-cudaError_t launch_pack_tokens(const Map<const T>& map, int batch, T* tokens,
-                               int64_t channel_stride, cudaStream_t stream) {
-  const dim3 grid(grid_x(divide_up(map.tokens, kSide), batch), divide_up(channel_stride, kSide));
-  return launch(pack_tokens<T>, grid, dim3(kSide, kRowsAtOnce), 0, stream, map, tokens,
-                channel_stride);
-}
-
-#define TDNET_INSTANCES(T)                                                             \
-  template cudaError_t launch_propagate<T>(const Propagation<T>&, bool, cudaStream_t); \
-  template cudaError_t launch_combine<T>(const Propagation<T>&, float, cudaStream_t);  \
-  template cudaError_t launch_pack_tokens<T>(const Map<const T>&, int, T*, int64_t, cudaStream_t);
+#define TDNET_INSTANCES(T) \
+  template cudaError_t launch_propagate<T>(const Propagation<T>&, bool, cudaStream_t);
 TDNET_INSTANCES(__half)
 TDNET_INSTANCES(__nv_bfloat16)
 TDNET_INSTANCES(float)

@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "primitives/types.h"
+#include "../primitives/types.h"
 
 namespace tdnet::cuda {
 

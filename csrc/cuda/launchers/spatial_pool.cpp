@@ -1,11 +1,11 @@
 // spatial_pool on CUDA tensors, gamma_n of Eq. 3.
 
-#include "spatial_pool.cuh"
+#include "../kernels/spatial_pool.cuh"
 
 #include <torch/csrc/stable/library.h>
 
-#include "../checks.h"
-#include "../tensors.h"
+#include "../../checks.h"
+#include "../../tensors.h"
 #include "device.h"
 #include "launcher.h"
 #include "registration.h"

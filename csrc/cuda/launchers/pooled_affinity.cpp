@@ -1,13 +1,13 @@
 // pooled_affinity on CUDA tensors, the logits of Eq. 1.
 
-#include "pooled_affinity.cuh"
+#include "../kernels/pooled_affinity.cuh"
 
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
 
-#include "../checks.h"
-#include "../tensors.h"
+#include "../../checks.h"
+#include "../../tensors.h"
 #include "device.h"
 #include "launcher.h"
 #include "registration.h"

@@ -2,8 +2,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../checks.h"
-#include "../tensors.h"
+#include "../../checks.h"
+#include "../../tensors.h"
 #include "propagate.h"
 #include "registration.h"
 
