@@ -29,16 +29,18 @@ struct PartialSums {
 };
 
 template <class T>
-struct Propagation {
+struct Attention {
   // The logits: scale * queries keys^T where `queries` is a map, else `affinity` as a map whose
-  // tokens are the queries and whose channels are the keys.
+  // tokens are the queries and whose channels are the keys, with scale 1.
   Map<const T> queries, keys, affinity;
   Map<const T> values;
   const T* bias;          // [channels] or null
   Map<const T> residual;  // data null: none
   Map<T> out;
+  float* log_sum_exp;  // [B, N] of the logits, natural logarithm; null: not wanted
   float scale;
   int batch, key_count;
+  // With more than one part the kernels write these alone, and launch_combine the rest.
   PartialSums partial;
 };
 

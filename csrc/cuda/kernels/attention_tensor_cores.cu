@@ -38,9 +38,9 @@
 #include <cmath>
 #include <type_traits>
 
+#include "../../arithmetic.h"
 #include "../primitives/matrix.cuh"
 #include "../primitives/reduce.cuh"
-#include "../tiles/arithmetic.h"
 #include "../tiles/maps.cuh"
 #include "../tiles/product.cuh"
 #include "../tiles/softmax.cuh"
@@ -61,7 +61,7 @@ constexpr float kLowest = -3.402823466e38f;  // finite: -inf minus it is -inf, n
 
 template <class T>
 struct Parameters {
-  TensorCoreAttention<T> problem;
+  Attention<T> problem;
   float log2_scale;  // of the logits as exponents of 2
   float raise;       // of the maxima, so that no sum overflows
   float outgrown;    // a row sum of a tile that moves them
@@ -123,7 +123,7 @@ struct Shape {
 // even as can be.
 template <class Shape, class T>
 __device__ __forceinline__ Work<T> work_of_block(const Parameters<T>& parameters) {
-  const TensorCoreAttention<T>& p = parameters.problem;
+  const Attention<T>& p = parameters.problem;
   const unsigned slices = parameters.slices, query_tiles = parameters.query_tiles;
   const unsigned row = blockIdx.x / slices, b = row / query_tiles;
   const int64_t tiles = divide_up(int64_t{p.key_count}, Shape::kKeys);
@@ -135,9 +135,9 @@ __device__ __forceinline__ Work<T> work_of_block(const Parameters<T>& parameters
   work.first_query = (row - b * query_tiles) * kQueries;
   work.first_channel = (blockIdx.x - row * slices) * Shape::kChannels;
   work.key_count = min(last_key, p.key_count) - first_key;
-  work.keys = p.keys + token_offset(b, p.key_count, first_key, kDepth);
+  work.keys = p.keys.data + token_offset(b, p.key_count, first_key, kDepth);
   work.values =
-      p.values + token_offset(b, p.key_count, first_key, p.value_stride) + work.first_channel;
+      p.values.data + token_offset(b, p.key_count, first_key, p.values.column) + work.first_channel;
   return work;
 }
 
@@ -270,7 +270,8 @@ __device__ __forceinline__ void for_each_row(Body body) {
   }
 }
 
-// One warp's queries, weights and sums, in registers. (product.cuh has the layout of fragments.)
+// One warp's queries, weights and sums, in registers. (product.cuh has the order of numbers in
+// fragments.)
 template <class T, class Shape>
 struct Warp {
   static constexpr int kKeySteps = Shape::kKeySteps;
@@ -389,7 +390,7 @@ struct Warp {
   }
 
   // sums += weights values for 16 keys; the warp's own come first, then those of the other warp.
-  // between(n) runs after the products of the n-th 8 channels.
+  // between(n) comes after the products of the n-th 8 channels.
   template <class Between>
   __device__ __forceinline__ void multiply_weights_values(int step, int slot, Between between) {
     const bool own = step < kKeySteps;
@@ -653,14 +654,29 @@ struct Writer {
   }
 };
 
+// The scale has its sign here, as the maxima have.
+template <class T, class Shape>
+__device__ __forceinline__ void store_log_sum_exp(const Attention<T>& p, const Work<T>& work,
+                                                  const Warp<T, Shape>& warp,
+                                                  const float (&row_sum)[kRowTiles][2]) {
+  if (work.first_channel > 0 || warp.member() > 0 || warp.lane() % 4 > 0) return;
+  for_each_row([&](int m, int h) {
+    const int query = work.first_query + warp.row(m, h);
+    if (query >= p.out.tokens) return;
+    p.log_sum_exp[token_offset(work.b, p.out.tokens, query, 1)] =
+        log_sum_exp(warp.maximum[m][h] * p.scale, row_sum[m][h]);
+  });
+}
+
 template <bool kAlongTokens, class T, class Shape>
 __device__ __forceinline__ void store_result(const Parameters<T>& parameters, const Work<T>& work,
                                              unsigned char* memory, const Warp<T, Shape>& warp) {
   using Lines = Stage<kAlongTokens>;
-  const TensorCoreAttention<T>& p = parameters.problem;
+  const Attention<T>& p = parameters.problem;
   const int lane = warp.lane();
   float inverse[kRowTiles][2];
   warp.finish_row_sums(inverse);
+  if (p.log_sum_exp) store_log_sum_exp(p, work, warp, inverse);
   for_each_row([&](int m, int h) { inverse[m][h] = __frcp_rn(inverse[m][h]); });
   float* const stage =
       reinterpret_cast<float*>(memory + Shape::kStageAt + threadIdx.x / 32 * Lines::kBytes);
@@ -705,7 +721,7 @@ __device__ __forceinline__ void store_result(const Parameters<T>& parameters, co
 }
 
 template <class T, class Shape>
-__device__ __forceinline__ void store_partial(const TensorCoreAttention<T>& p, const Work<T>& work,
+__device__ __forceinline__ void store_partial(const Attention<T>& p, const Work<T>& work,
                                               const Warp<T, Shape>& warp) {
   float row_sum[kRowTiles][2];
   warp.finish_row_sums(row_sum);
@@ -761,8 +777,8 @@ __device__ __forceinline__ void make_sums(Warp<T, Shape>& warp, const Work<T>& w
 template <class T, class Shape>
 __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parameters) {
   TDNET_DYNAMIC_SHARED(memory);
-  const TensorCoreAttention<T>& p = parameters.problem;
-  const int value_stride = static_cast<int>(p.value_stride);
+  const Attention<T>& p = parameters.problem;
+  const int value_stride = static_cast<int>(p.values.column);
   const Shared shared = shared_at(memory);
   Work<T>& work = *reinterpret_cast<Work<T>*>(memory + Shape::kWorkAt);
   if (threadIdx.x == 0) work = work_of_block<Shape>(parameters);
@@ -819,7 +835,7 @@ bool has_vectors(const Map<T>& map, bool along_tokens) {
 }
 
 template <class T, class Shape>
-cudaError_t launch_shape(const TensorCoreAttention<T>& problem, cudaStream_t stream) {
+cudaError_t launch_shape(const Attention<T>& problem, cudaStream_t stream) {
   Parameters<T> parameters{.problem = problem,
                            .log2_scale = problem.scale * kLog2E,
                            .raise = 0.f,
@@ -833,7 +849,7 @@ cudaError_t launch_shape(const TensorCoreAttention<T>& problem, cudaStream_t str
     parameters.outgrown = std::ldexp(kOutgrown, -exponent);
     parameters.raise = exponent / parameters.log2_scale;
   }
-  TensorCoreAttention<T>& p = parameters.problem;
+  Attention<T>& p = parameters.problem;
   p.queries = with_long_rows(p.queries);
   p.residual = with_long_rows(p.residual);
   p.out = with_long_rows(p.out);
@@ -864,8 +880,7 @@ int tensor_core_attention_splits(int batch, int queries, int channels, int key_c
 }
 
 template <class T>
-cudaError_t launch_tensor_core_attention(const TensorCoreAttention<T>& problem,
-                                         cudaStream_t stream) {
+cudaError_t launch_tensor_core_attention(const Attention<T>& problem, cudaStream_t stream) {
   using Wide = Shape<64, 256>;
   using WideOfFewKeys = Shape<32, 256>;
   using Narrow = Shape<64, 128>;
@@ -874,9 +889,8 @@ cudaError_t launch_tensor_core_attention(const TensorCoreAttention<T>& problem,
   return launch_shape<T, Wide>(problem, stream);
 }
 
-template cudaError_t launch_tensor_core_attention<__half>(const TensorCoreAttention<__half>&,
-                                                          cudaStream_t);
-template cudaError_t launch_tensor_core_attention<__nv_bfloat16>(
-    const TensorCoreAttention<__nv_bfloat16>&, cudaStream_t);
+template cudaError_t launch_tensor_core_attention<__half>(const Attention<__half>&, cudaStream_t);
+template cudaError_t launch_tensor_core_attention<__nv_bfloat16>(const Attention<__nv_bfloat16>&,
+                                                                 cudaStream_t);
 
 }  // namespace tdnet::cuda

@@ -2,8 +2,8 @@
 // channels adjacent, and go by way of shared memory (a tile of 32 x 33 float32, 4,224 bytes) to
 // where channels or tokens are adjacent.
 
+#include "../../arithmetic.h"
 #include "../primitives/numbers.cuh"
-#include "../tiles/arithmetic.h"
 #include "../tiles/softmax.cuh"
 #include "combine.cuh"
 #include "grid.h"
@@ -16,12 +16,12 @@ constexpr int kSide = 32, kRowsAtOnce = 8;  // 32 x 8 threads
 // A query's weights over the parts: one of nothing but -inf weighs 0, one with NaN is NaN.
 template <class T>
 struct CombinedRow {
-  const Propagation<T>& p;
+  const Attention<T>& p;
   float log2_scale;
   int64_t first, stride;  // of the query in the parts' maxima and row sums
   float maximum = minus_infinity(), total = 0.f;
 
-  __device__ __forceinline__ CombinedRow(const Propagation<T>& p, float log2_scale, int64_t b,
+  __device__ __forceinline__ CombinedRow(const Attention<T>& p, float log2_scale, int64_t b,
                                          int query)
       : p(p),
         log2_scale(log2_scale),
@@ -53,7 +53,7 @@ struct CombinedRow {
 };
 
 template <class T>
-__device__ __forceinline__ float with_bias_and_residual(const Propagation<T>& p, float value,
+__device__ __forceinline__ float with_bias_and_residual(const Attention<T>& p, float value,
                                                         int64_t b, int query, int channel) {
   if (p.bias) value += Number<T>::to_float(p.bias[channel]);
   if (p.residual.data) {
@@ -65,7 +65,7 @@ __device__ __forceinline__ float with_bias_and_residual(const Propagation<T>& p,
 // Grid: x query tiles of all batches, y tiles of channels.
 template <class T>
 __global__ void __launch_bounds__(kSide* kRowsAtOnce)
-    combine(const Propagation<T> p, float log2_scale) {
+    combine(const Attention<T> p, float log2_scale) {
   __shared__ float tile[kSide][kSide + 1];
   const int query_tiles = divide_up(p.out.tokens, kSide);
   const int64_t b = blockIdx.x / query_tiles;
@@ -74,6 +74,10 @@ __global__ void __launch_bounds__(kSide* kRowsAtOnce)
     const int query = first_query + y, channel = first_channel + threadIdx.x;
     if (query < p.out.tokens && channel < p.out.channels) {
       const CombinedRow<T> row(p, log2_scale, b, query);
+      if (p.log_sum_exp && channel == 0) {
+        p.log_sum_exp[token_offset(b, p.out.tokens, query, 1)] =
+            log_sum_exp(row.maximum * fabsf(p.scale), row.total);
+      }
       tile[y][threadIdx.x] = with_bias_and_residual(p, row.mean(channel), b, query, channel);
     }
   }
@@ -91,14 +95,14 @@ __global__ void __launch_bounds__(kSide* kRowsAtOnce)
 }  // namespace
 
 template <class T>
-cudaError_t launch_combine(const Propagation<T>& problem, float log2_scale, cudaStream_t stream) {
+cudaError_t launch_combine(const Attention<T>& problem, float log2_scale, cudaStream_t stream) {
   const dim3 grid(grid_x(divide_up(problem.out.tokens, kSide), problem.batch),
                   divide_up(problem.out.channels, kSide));
   return launch(combine<T>, grid, dim3(kSide, kRowsAtOnce), 0, stream, problem, log2_scale);
 }
 
 #define TDNET_INSTANCES(T) \
-  template cudaError_t launch_combine<T>(const Propagation<T>&, float, cudaStream_t);
+  template cudaError_t launch_combine<T>(const Attention<T>&, float, cudaStream_t);
 TDNET_INSTANCES(__half)
 TDNET_INSTANCES(__nv_bfloat16)
 TDNET_INSTANCES(float)

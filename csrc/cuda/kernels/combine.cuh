@@ -2,6 +2,7 @@
 //
 //   out = sum_s (w_s / sum_s w_s) means_s + bias + residual,
 //   w_s = 2^((maxima_s - max_s maxima_s) * log2_scale) row_sums_s
+//   log_sum_exp = |scale| max_s maxima_s + ln(sum_s w_s)
 
 #pragma once
 
@@ -10,6 +11,6 @@
 namespace tdnet::cuda {
 
 template <class T>
-cudaError_t launch_combine(const Propagation<T>& problem, float log2_scale, cudaStream_t stream);
+cudaError_t launch_combine(const Attention<T>& problem, float log2_scale, cudaStream_t stream);
 
 }  // namespace tdnet::cuda

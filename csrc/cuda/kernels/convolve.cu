@@ -15,8 +15,8 @@
 #include <algorithm>
 #include <climits>
 
+#include "../../arithmetic.h"
 #include "../primitives/copy.cuh"
-#include "../tiles/arithmetic.h"
 #include "../tiles/product.cuh"
 #include "../tiles/vectors.cuh"
 #include "convolve.cuh"
@@ -190,7 +190,7 @@ __device__ __forceinline__ void store_run(T* to, const float (&numbers)[kRun]) {
   }
 }
 
-// One run of numbers of the result, all of the same token or of the same channel.
+// A run of numbers of the result, all of the same token or of the same channel.
 template <int kRun, class T>
 __device__ __forceinline__ void store_result(const Convolution<T>& p, int64_t b, int channel,
                                              int token, const float (&sum)[kRun]) {

@@ -10,12 +10,12 @@
 
 #include <cstdint>
 
+#include "../limits.h"
 #include "../tiles/map.h"
 
 namespace tdnet::cuda {
 
-constexpr int kMostBlocks = 16;   // of one launch; more take several, see Convolution::sums_before
-constexpr int kMostAddends = 32;  // of one convolution
+constexpr int kMostBlocks = 16;  // of one launch; more take several, see Convolution::sums_before
 
 template <class T>
 struct ConvolutionBlock {

@@ -1,8 +1,8 @@
 // A block moves 32 tokens x 32 channels by way of shared memory (32 x 33 numbers), so that
 // neighbouring threads read neighbours of the map, whichever these are, and write channels.
 
+#include "../../arithmetic.h"
 #include "../primitives/numbers.cuh"
-#include "../tiles/arithmetic.h"
 #include "grid.h"
 #include "pack_tokens.cuh"
 

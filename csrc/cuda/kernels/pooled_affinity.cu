@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <climits>
 
-#include "../tiles/arithmetic.h"
+#include "../../arithmetic.h"
 #include "../tiles/maps.cuh"
 #include "../tiles/product.cuh"
 #include "../tiles/vectors.cuh"

@@ -16,8 +16,8 @@
 #include <cmath>
 #include <type_traits>
 
+#include "../../arithmetic.h"
 #include "../primitives/reduce.cuh"
-#include "../tiles/arithmetic.h"
 #include "../tiles/maps.cuh"
 #include "../tiles/product.cuh"
 #include "../tiles/softmax.cuh"
@@ -82,7 +82,7 @@ struct KeyRange {
 // logits = queries keys^T for 64 keys from first_key on. The copy of the first chunk is under way,
 // and one newer group of copies with it; further chunks are loaded here.
 template <Engine kEngine, class T>
-__device__ __forceinline__ void compute_logits(const Propagation<T>& p, SharedTiles<T>& tiles,
+__device__ __forceinline__ void compute_logits(const Attention<T>& p, SharedTiles<T>& tiles,
                                                int64_t b, int first_query, int first_key,
                                                Logits& logits) {
   using Tiles = SharedTiles<T>;
@@ -236,7 +236,7 @@ __device__ __forceinline__ void store_weights(const Logits& weights, const Share
 // The tile of means goes out by way of shared memory, so that neighbouring threads write
 // neighbouring addresses in either layout. A row of nothing but -inf is NaN.
 template <class T>
-__device__ __forceinline__ void store_result(const Propagation<T>& p, const SharedTiles<T>& tiles,
+__device__ __forceinline__ void store_result(const Attention<T>& p, const SharedTiles<T>& tiles,
                                              int64_t b, int first_query, int first_channel,
                                              const RowState& rows, const Sums& sums) {
   constexpr int kStride = SharedTiles<T>::kStageStride;
@@ -268,7 +268,21 @@ __device__ __forceinline__ void store_result(const Propagation<T>& p, const Shar
 }
 
 template <class T>
-__device__ __forceinline__ void store_partial(const Propagation<T>& p, int64_t b, int split,
+__device__ __forceinline__ void store_log_sum_exp(const Attention<T>& p, int64_t b, int first_query,
+                                                  const RowState& rows) {
+  const int lane = threadIdx.x % 32;
+  if (lane % 4 > 0) return;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int query = first_query + threadIdx.x / 32 * kWarpQueries + fragment_row(lane, 2 * h);
+    if (query >= p.out.tokens) continue;
+    p.log_sum_exp[token_offset(b, p.out.tokens, query, 1)] =
+        log_sum_exp(rows.maximum[h] * fabsf(p.scale), rows.sum[h]);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_partial(const Attention<T>& p, int64_t b, int split,
                                               int first_query, int first_channel,
                                               const RowState& rows, const Sums& sums) {
   const int lane = threadIdx.x % 32;
@@ -297,7 +311,7 @@ __device__ __forceinline__ void store_partial(const Propagation<T>& p, int64_t b
 
 // Grid: x query tiles of all batches, y slices of channels, z splits of the keys.
 template <class T, Engine kEngine, bool kLogitsGiven>
-__global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__ Propagation<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__ Attention<T> p) {
   using Tiles = SharedTiles<T>;
   TDNET_DYNAMIC_SHARED(memory);
   Tiles tiles(memory);
@@ -350,15 +364,16 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
   finish_means<kMeans<T>>(rows, sums);
   if (p.partial.splits > 1) {
     store_partial(p, b, blockIdx.z, first_query, first_channel, rows, sums);
-  } else {
-    store_result(p, tiles, b, first_query, first_channel, rows, sums);
+    return;
   }
+  if (p.log_sum_exp && first_channel == 0) store_log_sum_exp(p, b, first_query, rows);
+  store_result(p, tiles, b, first_query, first_channel, rows, sums);
 }
 
 // --- launch --------------------------------------------------------------------------------------
 
 template <class T, Engine kEngine>
-cudaError_t launch_engine(const Propagation<T>& p, cudaStream_t stream) {
+cudaError_t launch_engine(const Attention<T>& p, cudaStream_t stream) {
   const dim3 grid(grid_x(divide_up(p.out.tokens, kQueries), p.batch),
                   divide_up(p.out.channels, kChannels), p.partial.splits);
   if (p.affinity.data) {
@@ -382,7 +397,7 @@ int propagate_splits(int batch, int queries, int channels, int key_count) {
 }
 
 template <class T>
-cudaError_t launch_propagate(const Propagation<T>& problem, bool allow_tf32, cudaStream_t stream) {
+cudaError_t launch_propagate(const Attention<T>& problem, bool allow_tf32, cudaStream_t stream) {
   if constexpr (sizeof(T) == 2) {
     return launch_engine<T, Engine::kTensorCores>(problem, stream);
   } else if (allow_tf32) {
@@ -393,7 +408,7 @@ cudaError_t launch_propagate(const Propagation<T>& problem, bool allow_tf32, cud
 }
 
 #define TDNET_INSTANCES(T) \
-  template cudaError_t launch_propagate<T>(const Propagation<T>&, bool, cudaStream_t);
+  template cudaError_t launch_propagate<T>(const Attention<T>&, bool, cudaStream_t);
 TDNET_INSTANCES(__half)
 TDNET_INSTANCES(__nv_bfloat16)
 TDNET_INSTANCES(float)

@@ -12,6 +12,6 @@ int propagate_splits(int batch, int queries, int channels, int key_count);
 
 // Half precision on tensor cores; float32 on tensor cores as TF32 if allowed, else in full.
 template <class T>
-cudaError_t launch_propagate(const Propagation<T>& problem, bool allow_tf32, cudaStream_t stream);
+cudaError_t launch_propagate(const Attention<T>& problem, bool allow_tf32, cudaStream_t stream);
 
 }  // namespace tdnet::cuda

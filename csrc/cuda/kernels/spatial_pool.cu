@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <climits>
 
-#include "../tiles/arithmetic.h"
+#include "../../arithmetic.h"
 #include "../tiles/vectors.cuh"
 #include "spatial_pool.cuh"
 

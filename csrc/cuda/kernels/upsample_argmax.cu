@@ -19,9 +19,9 @@
 #include <climits>
 #include <cmath>
 
+#include "../../arithmetic.h"
 #include "../primitives/numbers.cuh"
 #include "../primitives/platform.cuh"
-#include "../tiles/arithmetic.h"
 #include "upsample_argmax.cuh"
 
 namespace tdnet::cuda {
@@ -67,27 +67,27 @@ __device__ __forceinline__ Source source_of(int at, int input, int output, float
   return {low, min(low + 1, input - 1), share};
 }
 
-// The rows or columns of logits that a patch lies between, in the order of shared memory: a run of
-// them or, where labels lie far apart on the logits, two for each label.
+// The rows or columns of logits that a patch lies between, in the order of shared memory:
+// consecutive them or, where labels lie far apart on the logits, two for each label.
 struct Axis {
   const Source* sources;
   int first, count;
-  bool run;
+  bool consecutive;
 
   __device__ __forceinline__ Axis(const Source* of_labels, int labels)
       : sources(of_labels), first(of_labels[0].low) {
     const int span = of_labels[labels - 1].high - first + 1;
-    run = span <= 2 * labels;
-    count = run ? span : 2 * labels;
+    consecutive = span <= 2 * labels;
+    count = consecutive ? span : 2 * labels;
   }
   __device__ __forceinline__ int low_slot(int label) const {
-    return run ? sources[label].low - first : 2 * label;
+    return consecutive ? sources[label].low - first : 2 * label;
   }
   __device__ __forceinline__ int high_slot(int label) const {
-    return run ? sources[label].high - first : 2 * label + 1;
+    return consecutive ? sources[label].high - first : 2 * label + 1;
   }
   __device__ __forceinline__ int at(int slot) const {
-    if (run) return first + slot;
+    if (consecutive) return first + slot;
     return slot % 2 == 0 ? sources[slot / 2].low : sources[slot / 2].high;
   }
   // Where each lies in memory, `stride` apart.

@@ -11,23 +11,17 @@
 namespace tdnet::cuda {
 namespace {
 
-// [B, C_out, H', W'] for a stride-1 convolution of x.
-std::array<int64_t, 4> convolved_size(const Tensor& x, const Tensor& weight, int64_t padding,
-                                      int64_t dilation) {
-  const int64_t shrink = dilation * (weight.size(2) - 1) - 2 * padding;
-  return {x.size(0), weight.size(0), x.size(2) - shrink, x.size(3) - shrink};
-}
-
 Tensor block_sum_reduce(const std::vector<Tensor>& blocks, const std::vector<Tensor>& weights,
                         const std::optional<Tensor>& bias, int64_t padding, int64_t dilation,
                         const std::string& activation, bool allow_tf32) {
-  check_block_sum_reduce(blocks, weights, bias, padding, dilation, activation);
+  const MapShape shape =
+      check_block_sum_reduce(blocks, weights, bias, padding, dilation, activation);
   const Tensor& x = blocks[0];
   if (is_double(x)) {
     return call_operator("tdnet_reference::block_sum_reduce", blocks, weights, bias, padding,
                          dilation, activation, allow_tf32)[0];
   }
-  Tensor out = empty_map(x, x.scalar_type(), convolved_size(x, weights[0], padding, dilation));
+  Tensor out = empty_map(x, x.scalar_type(), shape);
   convolve({.blocks = blocks,
             .weights = weights,
             .bias = bias,
@@ -45,7 +39,8 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
                                             const std::optional<Tensor>& bias, int64_t padding,
                                             int64_t dilation, const std::string& activation,
                                             bool allow_tf32) {
-  check_block_sum_update(partials, index, x, weight, bias, padding, dilation, activation);
+  const MapShape shape =
+      check_block_sum_update(partials, index, x, weight, bias, padding, dilation, activation);
   if (is_double(x)) {
     const auto results = call_operator<2>("tdnet_reference::block_sum_update", partials, index, x,
                                           weight, bias, padding, dilation, activation, allow_tf32);
@@ -53,9 +48,8 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
   }
   std::vector<Tensor> others = partials;
   others.erase(others.begin() + index);
-  const std::array<int64_t, 4> size = convolved_size(x, weight, padding, dilation);
-  Tensor partial = empty_map(x, x.scalar_type(), size);
-  Tensor total = empty_map(x, x.scalar_type(), size);
+  Tensor partial = empty_map(x, x.scalar_type(), shape);
+  Tensor total = empty_map(x, x.scalar_type(), shape);
   convolve({.blocks = {x},
             .weights = {weight},
             .bias = bias,

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <array>
 
+#include "../../arithmetic.h"
 #include "../../checks.h"
 #include "../../tensors.h"
 #include "../kernels/convolve.cuh"
-#include "../tiles/arithmetic.h"
 #include "device.h"
 #include "launcher.h"
 
@@ -84,8 +84,8 @@ void convolve_as(const ConvolutionArguments& arguments, Tensor& out, Tensor* sum
   const DeviceGuard guard(out);
   const cudaStream_t stream = current_stream(out);
   const std::vector<Tensor>& blocks = arguments.blocks;
-  check(arguments.addends.size() <= kMostAddends, "partials: the CUDA kernel sums at most ",
-        kMostAddends, " besides the new one, got ", arguments.addends.size());
+  check(arguments.addends.size() <= kMostAddends, "partials: expected at most ", kMostAddends,
+        " besides the new one, which is what the CUDA kernel sums, got ", arguments.addends.size());
 
   Convolution<T> problem{};
   problem.addend_count = static_cast<int>(arguments.addends.size());
@@ -133,14 +133,8 @@ void convolve_as(const ConvolutionArguments& arguments, Tensor& out, Tensor* sum
 
 void convolve(const ConvolutionArguments& arguments, Tensor& out, Tensor* sum) {
   if (out.numel() == 0) return;
-  switch (out.scalar_type()) {
-    case ScalarType::Half:
-      return convolve_as<__half>(arguments, out, sum);
-    case ScalarType::BFloat16:
-      return convolve_as<__nv_bfloat16>(arguments, out, sum);
-    default:
-      return convolve_as<float>(arguments, out, sum);
-  }
+  with_element_type(out.scalar_type(),
+                    [&]<class T>(std::type_identity<T>) { convolve_as<T>(arguments, out, sum); });
 }
 
 namespace {
@@ -160,16 +154,13 @@ Tensor fold(const Tensor& v, const Tensor& weight, bool allow_tf32) {
   return out;
 }
 
-Tensor project(const Tensor& layout, const Tensor& x, const Tensor& weight,
-               const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-               bool allow_tf32) {
-  Tensor out =
-      empty_map(layout, x.scalar_type(), {x.size(0), weight.size(0), x.size(2), x.size(3)});
-  ConvolutionArguments arguments{
-      .blocks = {x}, .weights = {as_convolution(weight)}, .bias = bias, .allow_tf32 = allow_tf32};
-  if (residual) arguments.addends = {*residual};
+void project(const Tensor& x, const Projection& phi, bool allow_tf32, Tensor& out) {
+  ConvolutionArguments arguments{.blocks = {x},
+                                 .weights = {as_convolution(*phi.weight)},
+                                 .bias = phi.bias,
+                                 .allow_tf32 = allow_tf32};
+  if (phi.residual) arguments.addends = {*phi.residual};
   convolve(arguments, out);
-  return out;
 }
 
 }  // namespace tdnet::cuda

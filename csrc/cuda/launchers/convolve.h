@@ -26,17 +26,18 @@ struct ConvolutionArguments {
 };
 
 // out = activation(addends and sum in their order + bias). `out` [B, channels >= C_out, H', W'] is
-// NCHW or channels_last; channels beyond C_out become zero. `sum`, if given, is laid out as `out`
-// and receives the sum of the convolutions alone.
+// NCHW or channels_last; channels beyond C_out become zero. `sum`, if given, has the strides of
+// `out` and receives the sum of the convolutions alone.
 void convolve(const ConvolutionArguments& arguments, Tensor& out, Tensor* sum = nullptr);
 
 // v W^T: [B, d_v, h, w] by [d_out, d_v] to channels_last [B, d_out rounded up to 8, h, w], zeros in
 // the channels beyond d_out.
 Tensor fold(const Tensor& v, const Tensor& weight, bool allow_tf32);
 
-// phi(x) + residual, weight [d_out, d_v], in the layout of `layout`.
-Tensor project(const Tensor& layout, const Tensor& x, const Tensor& weight,
-               const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-               bool allow_tf32);
+// out = phi(x) + residual.
+struct Projection {
+  std::optional<Tensor> residual, weight, bias;  // weight [d_out, d_v]
+};
+void project(const Tensor& x, const Projection& phi, bool allow_tf32, Tensor& out);
 
 }  // namespace tdnet::cuda

@@ -1,5 +1,5 @@
 // What every launcher needs on top of ../checks.h: tensors as maps for the kernels, and results in
-// the caller's layout.
+// the caller's memory format.
 
 #pragma once
 
@@ -9,12 +9,26 @@
 #include <array>
 #include <initializer_list>
 #include <limits>
+#include <type_traits>
 
 #include "../../checks.h"
 #include "../../tensors.h"
 #include "../tiles/map.h"
 
 namespace tdnet::cuda {
+
+// f(std::type_identity<T>()) for the type that kernels have of float16, bfloat16 or float32.
+template <class F>
+void with_element_type(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return f(std::type_identity<__half>());
+    case ScalarType::BFloat16:
+      return f(std::type_identity<__nv_bfloat16>());
+    default:
+      return f(std::type_identity<float>());
+  }
+}
 
 // In an int, and so does the end of a kernel's last tile, which reaches beyond the count.
 inline void check_fits_int(const std::string& name, int64_t count, const std::string& of) {

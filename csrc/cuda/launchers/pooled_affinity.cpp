@@ -4,8 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-
+#include "../../arithmetic.h"
 #include "../../checks.h"
 #include "../../tensors.h"
 #include "device.h"
@@ -19,15 +18,14 @@ template <class T>
 void pooled_affinity_as(const Tensor& q, const Tensor& k, int64_t stride, bool subsample,
                         double scale, bool allow_tf32, Tensor& affinity) {
   const DeviceGuard guard(q);
-  const auto pooled = [&](int64_t size) { return (size - 1) / stride + 1; };
-  const int64_t keys = pooled(k.size(2)) * pooled(k.size(3));
+  const int64_t keys = affinity.size(2);
   T* data = static_cast<T*>(affinity.mutable_data_ptr());
   const PooledAffinity<T> problem{.queries = map_of<T>("q", q),
                                   .pixels = map_of<T>("k", k),
                                   .pixel_height = static_cast<int>(k.size(2)),
                                   .stride = static_cast<int>(stride),
                                   .subsample = subsample,
-                                  .pooled_width = static_cast<int>(pooled(k.size(3))),
+                                  .pooled_width = static_cast<int>(pooled_shape(k, stride)[3]),
                                   .keys = static_cast<int>(keys),
                                   .scale = static_cast<float>(scale),
                                   .batch = static_cast<int>(q.size(0)),
@@ -38,27 +36,17 @@ void pooled_affinity_as(const Tensor& q, const Tensor& k, int64_t stride, bool s
 
 Tensor pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride, const std::string& mode,
                        std::optional<double> scale, bool allow_tf32) {
-  check_pooled_affinity(q, k, stride, mode);
+  const MatrixShape shape = check_pooled_affinity(q, k, stride, mode);
   if (is_double(q)) {
     return call_operator("tdnet_reference::pooled_affinity", q, k, stride, mode, scale,
                          allow_tf32)[0];
   }
-  const int64_t keys = ((k.size(2) - 1) / stride + 1) * ((k.size(3) - 1) / stride + 1);
-  Tensor affinity =
-      torch::stable::new_empty(q, std::array<int64_t, 3>{q.size(0), q.size(2) * q.size(3), keys});
+  Tensor affinity = new_result(q, shape, q.scalar_type());
   if (affinity.numel() == 0) return affinity;
-  const bool subsample = mode == "subsample";
-  const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1))));
-  switch (q.scalar_type()) {
-    case ScalarType::Half:
-      pooled_affinity_as<__half>(q, k, stride, subsample, factor, allow_tf32, affinity);
-      break;
-    case ScalarType::BFloat16:
-      pooled_affinity_as<__nv_bfloat16>(q, k, stride, subsample, factor, allow_tf32, affinity);
-      break;
-    default:
-      pooled_affinity_as<float>(q, k, stride, subsample, factor, allow_tf32, affinity);
-  }
+  const double factor = scale_or_default(scale, q.size(1));
+  with_element_type(q.scalar_type(), [&]<class T>(std::type_identity<T>) {
+    pooled_affinity_as<T>(q, k, stride, mode == "subsample", factor, allow_tf32, affinity);
+  });
   return affinity;
 }
 

@@ -1,15 +1,14 @@
 #include "propagate.h"
 
 #include <cmath>
-#include <type_traits>
 
+#include "../../arithmetic.h"
 #include "../../folding.h"
 #include "../../tensors.h"
 #include "../kernels/attention_tensor_cores.cuh"
 #include "../kernels/combine.cuh"
 #include "../kernels/pack_tokens.cuh"
 #include "../kernels/propagate.cuh"
-#include "../tiles/arithmetic.h"
 #include "convolve.h"
 #include "device.h"
 #include "launcher.h"
@@ -92,11 +91,33 @@ float log2_scale(const Logits& logits) {
   return static_cast<float>(std::abs(logits.scale) * kLog2E);
 }
 
-// Every channel count, dtype and source of logits.
+// Half precision, 64 channels of keys, and a scale that leaves room for what the kernel adds.
 template <class T>
-void run_general(Propagation<T>& problem, const Logits& logits, const Tensor& like, bool allow_tf32,
-                 cudaStream_t stream) {
+bool fits_tensor_core_attention(const Logits& logits) {
+  return sizeof(T) == 2 && logits.q && logits.q->size(1) == 64 &&
+         std::abs(logits.scale) >= kLeastScale;
+}
+
+template <class T>
+void propagate_as(const Logits& logits, const Tensor& v, const Projection& projection,
+                  bool allow_tf32, Tensor& out, Tensor* log_sum_exp) {
+  const DeviceGuard guard(v);
+  const cudaStream_t stream = current_stream(v);
+  const Tensor folded = projection.weight ? fold(v, *projection.weight, allow_tf32) : v;
+  const TokenMatrix<T> values = token_matrix<T>("v", folded, stream);
   std::optional<TokenMatrix<T>> keys;
+  std::optional<Tensor> bias;
+  if (projection.bias) bias = torch::stable::contiguous(*projection.bias);
+
+  Attention<T> problem{};
+  problem.values = values.map();
+  if (bias) problem.bias = static_cast<const T*>(bias->const_data_ptr());
+  if (projection.residual) problem.residual = map_of<T>("residual", *projection.residual);
+  problem.out = output_map<T>(out);
+  if (log_sum_exp) problem.log_sum_exp = log_sum_exp->mutable_data_ptr<float>();
+  problem.scale = static_cast<float>(logits.scale);
+  problem.batch = static_cast<int>(v.size(0));
+  problem.key_count = values.tokens;
   if (logits.affinity) {
     problem.affinity = matrix_map<T>("affinity", *logits.affinity);
   } else {
@@ -104,92 +125,38 @@ void run_general(Propagation<T>& problem, const Logits& logits, const Tensor& li
     problem.queries = map_of<T>("q", *logits.q);
     problem.keys = keys->map();
   }
-  const int64_t queries = problem.out.tokens, channels = problem.out.channels;
-  const int splits = propagate_splits(problem.batch, queries, channels, problem.key_count);
-  PartialStorage partial(like, splits, problem.batch * queries, channels);
+
+  const bool tensor_cores = fits_tensor_core_attention<T>(logits);
+  const int queries = problem.out.tokens, channels = problem.out.channels;
+  const auto choose_splits = tensor_cores ? tensor_core_attention_splits : propagate_splits;
+  const int splits = choose_splits(problem.batch, queries, channels, problem.key_count);
+  PartialStorage partial(v, splits, int64_t{problem.batch} * queries, channels);
   problem.partial = partial.pointers();
-  check_launch(launch_propagate(problem, allow_tf32, stream), "propagate");
-  if (splits == 1) return;
-  check_launch(launch_combine(problem, log2_scale(logits), stream), "combine");
-}
-
-// Half precision with 64 channels of keys.
-template <class T>
-void run_tensor_cores(Propagation<T>& problem, const Logits& logits, const TokenMatrix<T>& values,
-                      cudaStream_t stream) {
-  const TokenMatrix<T> keys = token_matrix<T>("k", *logits.k, stream);
-  const int64_t queries = problem.out.tokens, channels = problem.out.channels;
-  const int splits =
-      tensor_core_attention_splits(problem.batch, queries, channels, problem.key_count);
-  PartialStorage partial(values.storage, splits, problem.batch * queries, channels);
-  problem.partial = partial.pointers();
-  const TensorCoreAttention<T> attention{.queries = map_of<T>("q", *logits.q),
-                                         .keys = keys.data(),
-                                         .values = values.data(),
-                                         .value_stride = values.stride,
-                                         .bias = problem.bias,
-                                         .residual = problem.residual,
-                                         .out = problem.out,
-                                         .scale = problem.scale,
-                                         .batch = problem.batch,
-                                         .key_count = problem.key_count,
-                                         .partial = problem.partial};
-  check_launch(launch_tensor_core_attention(attention, stream), "tensor_core_attention");
-  if (splits > 1) check_launch(launch_combine(problem, log2_scale(logits), stream), "combine");
-}
-
-template <class T>
-Tensor propagate_as(const Logits& logits, const Tensor& layout, int64_t height, int64_t width,
-                    const Tensor& v, const Projection& projection, bool allow_tf32) {
-  const DeviceGuard guard(v);
-  const cudaStream_t stream = current_stream(v);
-  const int64_t batch = v.size(0);
-  const int64_t channels = projection.weight ? projection.weight->size(0) : v.size(1);
-  Tensor out = empty_map(layout, v.scalar_type(), {batch, channels, height, width});
-  if (out.numel() == 0) return out;
-
-  const Tensor folded = projection.weight ? fold(v, *projection.weight, allow_tf32) : v;
-  const TokenMatrix<T> values = token_matrix<T>("v", folded, stream);
-  std::optional<Tensor> bias;
-  if (projection.bias) bias = torch::stable::contiguous(*projection.bias);
-
-  Propagation<T> problem{};
-  problem.values = values.map();
-  if (bias) problem.bias = static_cast<const T*>(bias->const_data_ptr());
-  if (projection.residual) problem.residual = map_of<T>("residual", *projection.residual);
-  problem.out = output_map<T>(out);
-  problem.scale = static_cast<float>(logits.scale);
-  problem.batch = static_cast<int>(batch);
-  problem.key_count = values.tokens;
   if constexpr (sizeof(T) == 2) {
-    if (logits.q && logits.q->size(1) == 64 && std::abs(logits.scale) >= kLeastScale) {
-      run_tensor_cores(problem, logits, values, stream);
-      return out;
+    if (tensor_cores) {
+      check_launch(launch_tensor_core_attention(problem, stream), "tensor_core_attention");
     }
   }
-  run_general(problem, logits, v, allow_tf32, stream);
-  return out;
+  if (!tensor_cores) check_launch(launch_propagate(problem, allow_tf32, stream), "propagate");
+  if (splits > 1) check_launch(launch_combine(problem, log2_scale(logits), stream), "combine");
 }
 
 }  // namespace
 
-Tensor propagate_projected(const Logits& logits, const Tensor& layout, int64_t height,
-                           int64_t width, const Tensor& v, const Projection& projection,
-                           bool allow_tf32) {
-  const int64_t queries = height * width, keys = v.size(2) * v.size(3);
+void propagate(const Logits& logits, const Tensor& v, const Projection& projection, bool allow_tf32,
+               Tensor& out, Tensor* log_sum_exp) {
+  if (out.numel() == 0) return;
+  const int64_t queries = out.size(2) * out.size(3), keys = v.size(2) * v.size(3);
   const std::optional<Tensor>& weight = projection.weight;
   if (weight && !folding_is_cheaper(queries, keys, weight->size(1), weight->size(0))) {
-    const Tensor attended = propagate_projected(logits, layout, height, width, v, {}, allow_tf32);
-    return project(layout, attended, *weight, projection.bias, projection.residual, allow_tf32);
+    Tensor attended =
+        empty_map(out, v.scalar_type(), {v.size(0), v.size(1), out.size(2), out.size(3)});
+    propagate(logits, v, {}, allow_tf32, attended, log_sum_exp);
+    return project(attended, projection, allow_tf32, out);
   }
-  switch (v.scalar_type()) {
-    case ScalarType::Half:
-      return propagate_as<__half>(logits, layout, height, width, v, projection, allow_tf32);
-    case ScalarType::BFloat16:
-      return propagate_as<__nv_bfloat16>(logits, layout, height, width, v, projection, allow_tf32);
-    default:
-      return propagate_as<float>(logits, layout, height, width, v, projection, allow_tf32);
-  }
+  with_element_type(v.scalar_type(), [&]<class T>(std::type_identity<T>) {
+    propagate_as<T>(logits, v, projection, allow_tf32, out, log_sum_exp);
+  });
 }
 
 }  // namespace tdnet::cuda

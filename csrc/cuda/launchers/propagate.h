@@ -1,5 +1,5 @@
-// phi(softmax(logits) v) + residual on tensors: the shared half of the attention_propagate and
-// softmax_propagate launchers.
+// phi(softmax(logits) v) + residual on tensors: what the launchers of attention_propagate and
+// softmax_propagate have in common.
 
 #pragma once
 
@@ -7,24 +7,20 @@
 
 #include <optional>
 
+#include "convolve.h"
+
 namespace tdnet::cuda {
 
 // Either queries and keys with their scale, or the logits themselves.
 struct Logits {
-  std::optional<torch::stable::Tensor> q, k;
+  std::optional<Tensor> q, k;
   double scale = 1.0;
-  std::optional<torch::stable::Tensor> affinity;  // [B, N, M]
+  std::optional<Tensor> affinity;  // [B, N, M]
 };
 
-struct Projection {
-  std::optional<torch::stable::Tensor> residual, weight, bias;
-};
-
-// Returns [B, d_out, height, width] in the layout and dtype of `layout`. Arguments are checked by
-// the caller.
-torch::stable::Tensor propagate_projected(const Logits& logits, const torch::stable::Tensor& layout,
-                                          int64_t height, int64_t width,
-                                          const torch::stable::Tensor& v,
-                                          const Projection& projection, bool allow_tf32);
+// Writes `out` [B, d_out, height, width], NCHW or channels_last, and the log-sum-exp of the logits
+// [B, N] float32 where it is given. Arguments are checked by the caller.
+void propagate(const Logits& logits, const Tensor& v, const Projection& projection, bool allow_tf32,
+               Tensor& out, Tensor* log_sum_exp = nullptr);
 
 }  // namespace tdnet::cuda

@@ -13,14 +13,14 @@ namespace {
 Tensor softmax_propagate(const Tensor& affinity, const Tensor& v, std::vector<int64_t> size,
                          const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
                          const std::optional<Tensor>& bias, bool allow_tf32) {
-  check_softmax_propagate(affinity, v, size, residual, weight, bias);
+  const MapShape shape = check_softmax_propagate(affinity, v, size, residual, weight, bias);
   if (is_double(affinity)) {
     return call_operator("tdnet_reference::softmax_propagate", affinity, v, size, residual, weight,
                          bias, allow_tf32)[0];
   }
-  return propagate_projected({.q = std::nullopt, .k = std::nullopt, .affinity = affinity},
-                             residual ? *residual : v, size[0], size[1], v,
-                             {residual, weight, bias}, allow_tf32);
+  Tensor out = empty_map(residual ? *residual : v, v.scalar_type(), shape);
+  propagate({.q = {}, .k = {}, .affinity = affinity}, v, {residual, weight, bias}, allow_tf32, out);
+  return out;
 }
 
 }  // namespace

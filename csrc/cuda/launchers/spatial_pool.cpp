@@ -26,23 +26,13 @@ void spatial_pool_as(const Tensor& x, int64_t stride, bool subsample, Tensor& ou
 }
 
 Tensor spatial_pool(const Tensor& x, int64_t stride, const std::string& mode) {
-  check_spatial_pool(x, stride, mode);
+  const MapShape shape = check_spatial_pool(x, stride, mode);
   if (is_double(x)) return call_operator("tdnet_reference::spatial_pool", x, stride, mode)[0];
-  const auto pooled = [&](int64_t size) { return (size - 1) / stride + 1; };
-  Tensor out =
-      empty_map(x, x.scalar_type(), {x.size(0), x.size(1), pooled(x.size(2)), pooled(x.size(3))});
+  Tensor out = empty_map(x, x.scalar_type(), shape);
   if (out.numel() == 0) return out;
-  const bool subsample = mode == "subsample";
-  switch (x.scalar_type()) {
-    case ScalarType::Half:
-      spatial_pool_as<__half>(x, stride, subsample, out);
-      break;
-    case ScalarType::BFloat16:
-      spatial_pool_as<__nv_bfloat16>(x, stride, subsample, out);
-      break;
-    default:
-      spatial_pool_as<float>(x, stride, subsample, out);
-  }
+  with_element_type(x.scalar_type(), [&]<class T>(std::type_identity<T>) {
+    spatial_pool_as<T>(x, stride, mode == "subsample", out);
+  });
   return out;
 }
 

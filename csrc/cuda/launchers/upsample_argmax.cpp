@@ -34,26 +34,18 @@ void upsample_argmax_as(const Tensor& logits, bool align_corners, Tensor& labels
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
                        std::optional<ScalarType> requested) {
   const ScalarType dtype = requested.value_or(ScalarType::Byte);
-  check_upsample_argmax(logits, size, dtype);
+  const MatrixShape shape = check_upsample_argmax(logits, size, dtype);
   if (is_double(logits)) {
     return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners,
                          requested)[0];
   }
   check_fits_int("size", size[0], "rows");
   check_fits_int("size", size[1], "columns");
-  Tensor labels = torch::stable::new_empty(
-      logits, std::array<int64_t, 3>{logits.size(0), size[0], size[1]}, dtype);
+  Tensor labels = new_result(logits, shape, dtype);
   if (labels.numel() == 0) return labels;
-  switch (logits.scalar_type()) {
-    case ScalarType::Half:
-      upsample_argmax_as<__half>(logits, align_corners, labels);
-      break;
-    case ScalarType::BFloat16:
-      upsample_argmax_as<__nv_bfloat16>(logits, align_corners, labels);
-      break;
-    default:
-      upsample_argmax_as<float>(logits, align_corners, labels);
-  }
+  with_element_type(logits.scalar_type(), [&]<class T>(std::type_identity<T>) {
+    upsample_argmax_as<T>(logits, align_corners, labels);
+  });
   return labels;
 }
 

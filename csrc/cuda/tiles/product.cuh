@@ -1,8 +1,8 @@
 // Products of tiles in shared memory, the core of every matrix kernel here.
 //
-// Three engines, one fragment layout: tensor cores on float16 or bfloat16, tensor cores on float32
-// rounded to TF32, and fused multiply-adds in full float32. A kernel written on top does not know
-// which one runs.
+// Three engines, one order of numbers in fragments: tensor cores on float16 or bfloat16, tensor
+// cores on float32 rounded to TF32, and fused multiply-adds in full float32. A kernel written on
+// top does not know which one it has.
 //
 // A warp owns 16 * kRowTiles rows and 8 * kColumnTiles columns of the result. Number i of lane l in
 // tile (m, n) stands at row 16 m + l / 4 + 8 (i / 2), column 8 n + 2 (l % 4) + i % 2, as
@@ -47,7 +47,7 @@ struct Accumulator {
   }
 };
 
-// Whether the second operand's depth runs along its rows in memory ([columns][depth], as keys in
+// Whether the second operand's depth lies along its rows in memory ([columns][depth], as keys in
 // q k^T) or down them ([depth][columns], as values in a v).
 enum class Operand { kDepthAlong, kDepthDown };
 
