@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "text.h"
 #include "torch_call.h"
 
 namespace tdnet {
@@ -54,8 +55,8 @@ Tensor result_of(const Size& size, ScalarType dtype, const Allocate& allocate,
       text << (text.tellp() == 0 ? "[" : ", ") << extent;
       bytes *= extent;
     }
-    text << "] of " << torch::headeronly::toString(dtype) << ", " << std::fixed
-         << std::setprecision(0) << bytes << " bytes";
+    text << "] of " << dtype_name(dtype) << ", " << std::fixed << std::setprecision(0) << bytes
+         << " bytes";
     throw std::runtime_error(std::string("out of memory: cannot allocate ") + what + " " +
                              text.str());
   }

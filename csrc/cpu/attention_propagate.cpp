@@ -8,8 +8,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-
 #include "../checks.h"
 #include "dtypes.h"
 #include "propagate.h"
@@ -17,10 +15,10 @@
 namespace tdnet::cpu {
 namespace {
 
-Tensor attention_propagate_float(const Tensor& layout, Tensor q, Tensor k, const Tensor& v,
-                                 const Projection& projection, double scale) {
+Tensor attention_propagate_float(const Tensor& layout, const MapShape& shape, Tensor q, Tensor k,
+                                 const Tensor& v, const Projection& projection, double scale) {
   const TileLoops& loops = tile_loops();
-  const int64_t height = q.size(2), width = q.size(3), queries = height * width;
+  const int64_t queries = q.size(2) * q.size(3);
   const int64_t channels = q.size(1), keys = k.size(2) * k.size(3), batch = q.size(0);
   const int64_t strips = divide_up(keys, loops.rows);
   const Tokens query_tokens = tokens(q), key_tokens = tokens(k);
@@ -45,22 +43,21 @@ Tensor attention_propagate_float(const Tensor& layout, Tensor q, Tensor k, const
       }
     };
   };
-  return propagate_projected(layout, height, width, v, projection, make_fill);
+  return propagate_projected(layout, shape, v, projection, make_fill);
 }
 
 Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
                            const std::optional<Tensor>& residual,
                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                            std::optional<double> scale, bool allow_tf32) {
-  check_attention_propagate(q, k, v, residual, weight, bias);
+  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias);
   if (is_double(q)) {
     return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
                          scale, allow_tf32)[0];
   }
-  const Tensor out =
-      attention_propagate_float(q, to_float(q), to_float(k), to_float(v),
-                                {to_float(residual), to_float(weight), to_float(bias)},
-                                scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1)))));
+  const Tensor out = attention_propagate_float(
+      q, shape, to_float(q), to_float(k), to_float(v),
+      {to_float(residual), to_float(weight), to_float(bias)}, scale_or_default(scale, q.size(1)));
   return from_float(out, q.scalar_type());
 }
 

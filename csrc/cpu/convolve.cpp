@@ -86,16 +86,14 @@ void pack_pixels(const PixelRun& run, int64_t channel_stride, int64_t first_chan
 
 }  // namespace
 
-Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
-                       const std::vector<Tensor>& weights, const std::optional<Tensor>& bias,
-                       const std::optional<Tensor>& residual, const ConvolutionOptions& options) {
+Tensor convolve_blocks(const Tensor& layout, const std::array<int64_t, 4>& shape,
+                       const std::vector<Tensor>& blocks, const std::vector<Tensor>& weights,
+                       const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                       const ConvolutionOptions& options) {
   const TileLoops& loops = tile_loops();
-  const int64_t kernel = weights[0].size(2), out_channels = weights[0].size(0);
+  const int64_t batch = shape[0], out_channels = shape[1], width = shape[3];
+  const int64_t pixels = shape[2] * width, kernel = weights[0].size(2);
   const int64_t strips = divide_up(out_channels, loops.rows);
-  const int64_t shrink = options.dilation * (kernel - 1) - 2 * options.padding;
-  const int64_t batch = blocks[0].size(0);
-  const int64_t height = blocks[0].size(2) - shrink, width = blocks[0].size(3) - shrink;
-  const int64_t pixels = height * width;
 
   int64_t depth = 0;
   for (const Tensor& x : blocks) depth += x.size(1) * kernel * kernel;
@@ -117,7 +115,7 @@ Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
   if (bias) packed_bias = torch::stable::contiguous(*bias);
   Tokens residual_tokens{};
   if (even_residual) residual_tokens = tokens(*even_residual);
-  Tensor out = empty_map_like(layout, batch, out_channels, height, width);
+  Tensor out = empty_float_map(layout, shape);
   const bool channels_last = layout.stride(1) == 1;
   const int64_t out_channel = channels_last ? 1 : pixels,
                 out_token = channels_last ? out_channels : 1;

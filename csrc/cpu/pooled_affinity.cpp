@@ -3,8 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-
 #include "../checks.h"
 #include "dtypes.h"
 #include "pooling.h"
@@ -13,13 +11,11 @@
 namespace tdnet::cpu {
 namespace {
 
-Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
+Tensor pooled_affinity_float(const MatrixShape& shape, Tensor q, Tensor k, double scale) {
   const TileLoops& loops = tile_loops();
-  const int64_t batch = q.size(0), channels = q.size(1);
-  const int64_t queries = q.size(2) * q.size(3), keys = k.size(2) * k.size(3);
+  const int64_t batch = shape[0], channels = q.size(1), queries = shape[1], keys = shape[2];
   const Tokens query_tokens = tokens(q), key_tokens = tokens(k);
-  const std::array<int64_t, 3> size{batch, queries, keys};
-  const Tensor affinity = with_huge_pages(new_result(q, size, ScalarType::Float));
+  const Tensor affinity = with_huge_pages(new_result(q, shape, ScalarType::Float));
   float* data = affinity.mutable_data_ptr<float>();
 
   const int64_t panels = divide_up(keys, loops.lanes), panel_size = channels * loops.lanes;
@@ -58,15 +54,15 @@ Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
 
 Tensor pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride, const std::string& mode,
                        std::optional<double> scale, bool allow_tf32) {
-  check_pooled_affinity(q, k, stride, mode);
+  const MatrixShape shape = check_pooled_affinity(q, k, stride, mode);
   if (is_double(q)) {
     return call_operator("tdnet_reference::pooled_affinity", q, k, stride, mode, scale,
                          allow_tf32)[0];
   }
   Tensor keys = to_float(k);
   if (stride > 1) keys = pool(keys, keys, stride, mode);
-  const Tensor affinity = pooled_affinity_float(
-      to_float(q), keys, scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1)))));
+  const Tensor affinity =
+      pooled_affinity_float(shape, to_float(q), keys, scale_or_default(scale, q.size(1)));
   return from_float(affinity, q.scalar_type());
 }
 

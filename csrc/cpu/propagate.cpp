@@ -118,19 +118,20 @@ Tensor fold(const Tensor& v, const Tensor& weight) {
 
 }  // namespace
 
-Tensor propagate_projected(const Tensor& layout, int64_t height, int64_t width, const Tensor& v,
-                           const Projection& projection,
+Tensor propagate_projected(const Tensor& layout, const std::array<int64_t, 4>& shape,
+                           const Tensor& v, const Projection& projection,
                            const std::function<FillLogits()>& make_fill) {
-  const int64_t batch = layout.size(0), queries = height * width, keys = v.size(2) * v.size(3);
-  if (projection.weight &&
-      !folding_is_cheaper(queries, keys, projection.weight->size(1), projection.weight->size(0))) {
-    const Tensor attended = propagate_projected(layout, height, width, v, {}, make_fill);
-    const std::array<int64_t, 4> size{projection.weight->size(0), projection.weight->size(1), 1, 1};
+  const auto [batch, channels, height, width] = shape;
+  const int64_t queries = height * width, keys = v.size(2) * v.size(3);
+  if (projection.weight && !folding_is_cheaper(queries, keys, v.size(1), channels)) {
+    const Tensor attended =
+        propagate_projected(layout, {batch, v.size(1), height, width}, v, {}, make_fill);
+    const std::array<int64_t, 4> size{channels, v.size(1), 1, 1};
     const Tensor weight = torch::stable::reshape(*projection.weight, size);
-    return convolve_blocks(layout, {attended}, {weight}, projection.bias, projection.residual, {});
+    return convolve_blocks(layout, shape, {attended}, {weight}, projection.bias,
+                           projection.residual, {});
   }
   Tensor values = projection.weight ? fold(v, *projection.weight) : v;
-  const int64_t channels = projection.weight ? projection.weight->size(0) : v.size(1);
   const Tokens value_tokens = projection.weight
                                   ? Tokens{values.const_data_ptr<float>(), values.stride(0),
                                            values.stride(2), values.stride(1)}
@@ -140,7 +141,7 @@ Tensor propagate_projected(const Tensor& layout, int64_t height, int64_t width, 
   if (residual) residual_tokens = tokens(*residual);
   std::optional<Tensor> bias;
   if (projection.bias) bias = torch::stable::contiguous(*projection.bias);
-  Tensor out = empty_map_like(layout, batch, channels, height, width);
+  Tensor out = empty_float_map(layout, shape);
   const bool channels_last = layout.stride(1) == 1;
   propagate({.batch = batch,
              .queries = queries,

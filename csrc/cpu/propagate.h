@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <array>
 #include <functional>
 #include <optional>
 
@@ -30,10 +31,11 @@ struct Projection {
   std::optional<torch::stable::Tensor> residual, weight, bias;
 };
 
-// phi(softmax(logits) v) + residual as a map [B, d_out, H, W] in the layout of `layout`; folds phi
-// into the values where that costs fewer operations.
-torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout, int64_t height,
-                                          int64_t width, const torch::stable::Tensor& v,
+// phi(softmax(logits) v) + residual as a map of `shape` [B, d_out, H, W] in the layout of `layout`;
+// folds phi into the values where that costs fewer operations.
+torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout,
+                                          const std::array<int64_t, 4>& shape,
+                                          const torch::stable::Tensor& v,
                                           const Projection& projection,
                                           const std::function<FillLogits()>& make_fill);
 

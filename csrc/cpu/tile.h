@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "../arithmetic.h"
+
 namespace tdnet::cpu {
 
 // How the rows of a block are finished: out = relu?(block + bias + residual).
@@ -43,9 +45,6 @@ struct TileLoops {
 };
 
 const TileLoops& tile_loops();
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 // Uninitialised floats on a cache line.
 class Buffer {

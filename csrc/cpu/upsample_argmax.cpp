@@ -113,12 +113,11 @@ void upsample_argmax_into(const Tensor& logits, bool align_corners, const Tensor
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
                        std::optional<ScalarType> requested) {
   const ScalarType dtype = requested.value_or(ScalarType::Byte);
-  check_upsample_argmax(logits, size, dtype);
+  const MatrixShape shape = check_upsample_argmax(logits, size, dtype);
   if (is_double(logits)) {
     return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners,
                          requested)[0];
   }
-  const std::array<int64_t, 3> shape{logits.size(0), size[0], size[1]};
   const Tensor labels = new_result(logits, shape, dtype);
   if (labels.numel() == 0) return labels;
   if (dtype == ScalarType::Byte) {
