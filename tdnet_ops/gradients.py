@@ -99,7 +99,15 @@ def softmax_propagate(
 
 
 def attention_propagate(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, scale: float | None
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    scale: float | None,
+    *,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and weight (empty without one), contiguous."""
     scale = 1 / math.sqrt(q.shape[1]) if scale is None else scale

@@ -201,14 +201,45 @@ def _attention_propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor
 
 def _attention_propagate_backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k, v, weight, bias = ctx.saved_tensors
-    grads = ops.attention_propagate_backward(grad, q, k, v, weight, ctx.scale)
+    unread = q.new_empty(0)  # gradients.attention_propagate takes softmax itself
+    grads = ops.attention_propagate_backward(grad, q, k, v, weight, unread, ctx.scale)
     grad_residual = grad if ctx.has_residual else None
     grad_weight = None if weight is None else grads[3]
     return *grads[:3], grad_residual, grad_weight, gradients.bias(grad, bias), None
 
 
+def _attention_propagate_forward_fake(q: Tensor, *others: Any, **keywords: Any) -> Any:
+    out = _attention_propagate_fake(q, *others, **keywords)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return out, q.new_empty([q.shape[0], q.shape[2] * q.shape[3]], dtype=dtype)
+
+
+def _attention_propagate_forward_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    out = _attention_propagate_reference(q, k, v, residual, weight, bias, scale)
+    affinity = reference.pooled_affinity(gradients.wide(q), gradients.wide(k), scale=scale)
+    return out, affinity.logsumexp(-1)
+
+
 def _attention_propagate_backward_fake(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, scale: float | None
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    scale: float | None,
+    *,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, ...]:
     grad_weight = q.new_empty(0) if weight is None else weight.new_empty(weight.shape)
     return *(x.new_empty(x.shape) for x in (q, k, v)), grad_weight
@@ -424,6 +455,11 @@ _OPERATORS = {
         ("q", "k", "v", "residual"),
         _attention_propagate_setup,
         _attention_propagate_backward,
+    ),
+    "attention_propagate_forward": _Operator(
+        _attention_propagate_forward_fake,
+        _attention_propagate_forward_reference,
+        ("q", "k", "v", "residual"),
     ),
     "attention_propagate_backward": _Operator(
         _attention_propagate_backward_fake,

@@ -16,7 +16,8 @@ namespace tdnet::cpu {
 namespace {
 
 Tensor attention_propagate_float(const Tensor& layout, const MapShape& shape, Tensor q, Tensor k,
-                                 const Tensor& v, const Projection& projection, double scale) {
+                                 const Tensor& v, const Projection& projection, double scale,
+                                 float* log_sum_exp) {
   const TileLoops& loops = tile_loops();
   const int64_t queries = q.size(2) * q.size(3);
   const int64_t channels = q.size(1), keys = k.size(2) * k.size(3), batch = q.size(0);
@@ -43,7 +44,19 @@ Tensor attention_propagate_float(const Tensor& layout, const MapShape& shape, Te
       }
     };
   };
-  return propagate_projected(layout, shape, v, projection, make_fill);
+  return propagate_projected(layout, shape, v, projection, make_fill, log_sum_exp);
+}
+
+// Of any dtype but float64, arguments checked.
+Tensor propagate_attention(const MapShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                           const std::optional<Tensor>& residual,
+                           const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                           std::optional<double> scale, float* log_sum_exp) {
+  const Tensor out =
+      attention_propagate_float(q, shape, to_float(q), to_float(k), to_float(v),
+                                {to_float(residual), to_float(weight), to_float(bias)},
+                                scale_or_default(scale, q.size(1)), log_sum_exp);
+  return from_float(out, q.scalar_type());
 }
 
 Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -55,10 +68,24 @@ Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
     return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
                          scale, allow_tf32)[0];
   }
-  const Tensor out = attention_propagate_float(
-      q, shape, to_float(q), to_float(k), to_float(v),
-      {to_float(residual), to_float(weight), to_float(bias)}, scale_or_default(scale, q.size(1)));
-  return from_float(out, q.scalar_type());
+  return propagate_attention(shape, q, k, v, residual, weight, bias, scale, nullptr);
+}
+
+std::tuple<Tensor, Tensor> attention_propagate_forward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& residual,
+    const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+    std::optional<double> scale, bool allow_tf32) {
+  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias);
+  if (is_double(q)) {
+    const auto results = call_operator<2>("tdnet_reference::attention_propagate_forward", q, k, v,
+                                          residual, weight, bias, scale, allow_tf32);
+    return {results[0], results[1]};
+  }
+  const std::array<int64_t, 2> rows{shape[0], shape[2] * shape[3]};
+  const Tensor log_sum_exp = new_result(q, rows, ScalarType::Float);
+  return {propagate_attention(shape, q, k, v, residual, weight, bias, scale,
+                              log_sum_exp.mutable_data_ptr<float>()),
+          log_sum_exp};
 }
 
 }  // namespace
@@ -66,4 +93,5 @@ Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
 
 STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
   m.impl("attention_propagate", TORCH_BOX(&tdnet::cpu::attention_propagate));
+  m.impl("attention_propagate_forward", TORCH_BOX(&tdnet::cpu::attention_propagate_forward));
 }

@@ -33,6 +33,16 @@ void pack_values(const Propagation& problem, int64_t b, const TileLoops& loops, 
   });
 }
 
+// Turns the logits of one panel of queries into weights.
+void softmax(const Propagation& problem, const TileLoops& loops, int64_t b, int64_t first,
+             float* panel) {
+  if (!problem.log_sum_exp) return loops.softmax_panel(panel, problem.keys, nullptr);
+  float log_sum_exp[kMostLanes];
+  loops.softmax_panel(panel, problem.keys, log_sum_exp);
+  const int64_t lanes = std::min<int64_t>(loops.lanes, problem.queries - first);
+  std::copy_n(log_sum_exp, lanes, problem.log_sum_exp + b * problem.queries + first);
+}
+
 // block += values^T weights for one tile of query panels; the last key block also finishes.
 void add_values(const Propagation& problem, const TileLoops& loops, const float* values,
                 int64_t first_key, int64_t panels, int64_t panel_size, const float* weights,
@@ -95,7 +105,7 @@ void propagate(const Propagation& problem, const std::function<FillLogits()>& ma
         for (int64_t p = 0; p < panels; ++p) {
           float* panel = logits.get() + p * panel_size;
           fill(b, first + p * loops.lanes, panel);
-          loops.softmax_panel(panel, problem.keys);
+          softmax(problem, loops, b, first + p * loops.lanes, panel);
         }
         for (int64_t key = 0; key < problem.keys; key += loops.depth) {
           add_values(problem, loops, values.get(), key, panels, panel_size, logits.get(),
@@ -120,12 +130,12 @@ Tensor fold(const Tensor& v, const Tensor& weight) {
 
 Tensor propagate_projected(const Tensor& layout, const std::array<int64_t, 4>& shape,
                            const Tensor& v, const Projection& projection,
-                           const std::function<FillLogits()>& make_fill) {
+                           const std::function<FillLogits()>& make_fill, float* log_sum_exp) {
   const auto [batch, channels, height, width] = shape;
   const int64_t queries = height * width, keys = v.size(2) * v.size(3);
   if (projection.weight && !folding_is_cheaper(queries, keys, v.size(1), channels)) {
-    const Tensor attended =
-        propagate_projected(layout, {batch, v.size(1), height, width}, v, {}, make_fill);
+    const Tensor attended = propagate_projected(layout, {batch, v.size(1), height, width}, v, {},
+                                                make_fill, log_sum_exp);
     const std::array<int64_t, 4> size{channels, v.size(1), 1, 1};
     const Tensor weight = torch::stable::reshape(*projection.weight, size);
     return convolve_blocks(layout, shape, {attended}, {weight}, projection.bias,
@@ -153,7 +163,8 @@ Tensor propagate_projected(const Tensor& layout, const std::array<int64_t, 4>& s
              .out = out.mutable_data_ptr<float>(),
              .out_batch = channels * queries,
              .out_channel = channels_last ? 1 : queries,
-             .out_token = channels_last ? channels : 1},
+             .out_token = channels_last ? channels : 1,
+             .log_sum_exp = log_sum_exp},
             make_fill);
   return out;
 }

@@ -18,6 +18,7 @@ struct Propagation {
   const Tokens* residual;
   float* out;
   int64_t out_batch, out_channel, out_token;
+  float* log_sum_exp;  // of the logits, [B, queries], or null
 };
 
 // Writes the logits of the queries first .. first+lanes-1 of batch b as a panel
@@ -32,11 +33,12 @@ struct Projection {
 };
 
 // phi(softmax(logits) v) + residual as a map of `shape` [B, d_out, H, W] in the layout of `layout`;
-// folds phi into the values where that costs fewer operations.
+// folds phi into the values where that costs fewer operations. `log_sum_exp` as of Propagation.
 torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout,
                                           const std::array<int64_t, 4>& shape,
                                           const torch::stable::Tensor& v,
                                           const Projection& projection,
-                                          const std::function<FillLogits()>& make_fill);
+                                          const std::function<FillLogits()>& make_fill,
+                                          float* log_sum_exp = nullptr);
 
 }  // namespace tdnet::cpu

@@ -38,7 +38,7 @@ struct TileLoops {
   int depth;  // rows of a panel that one product should take at most
   void (*product)(int64_t depth, const float* strip, const float* panel, float* block);
   void (*product_add)(int64_t depth, const float* strip, const float* panel, float* block);
-  void (*softmax_panel)(float* logits, int64_t keys);
+  void (*softmax_panel)(float* logits, int64_t keys, float* log_sum_exp);
   void (*pack_rows)(const float* const* rows, int64_t first, int64_t count, float factor,
                     float* out);
   void (*finish_block)(float* block, const Epilogue& epilogue);
