@@ -26,25 +26,22 @@ Tensor attention_propagate_float(const Tensor& layout, const MapShape& shape, Te
 
   // Keys as strips [B][strips][channels, rows], carrying the scale.
   const int64_t strip_size = channels * loops.rows;
-  const Buffer packed_keys(batch * strips * strip_size);
+  const Buffer packed_keys(batch * strips * strip_size, "packed keys");
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t s = 0; s < strips; ++s) {
       pack_tokens(key_tokens, b, s * loops.rows, keys, channels, loops.rows,
                   static_cast<float>(scale), packed_keys.get() + (b * strips + s) * strip_size);
     }
   }
-  const auto make_fill = [&]() -> FillLogits {
-    const auto packed_queries = std::make_shared<Buffer>(channels * loops.lanes);
-    return [&, packed_queries](int64_t b, int64_t first, float* panel) {
-      pack_tokens(query_tokens, b, first, queries, channels, loops.lanes, 1.0f,
-                  packed_queries->get());
-      for (int64_t s = 0; s < strips; ++s) {
-        loops.product(channels, packed_keys.get() + (b * strips + s) * strip_size,
-                      packed_queries->get(), panel + s * loops.rows * loops.lanes);
-      }
-    };
+  const auto fill = [&](int64_t b, int64_t first, float* packed_queries, float* panel) {
+    pack_tokens(query_tokens, b, first, queries, channels, loops.lanes, 1.0f, packed_queries);
+    for (int64_t s = 0; s < strips; ++s) {
+      loops.product(channels, packed_keys.get() + (b * strips + s) * strip_size, packed_queries,
+                    panel + s * loops.rows * loops.lanes);
+    }
   };
-  return propagate_projected(layout, shape, v, projection, make_fill, log_sum_exp);
+  const Logits logits{fill, channels * loops.lanes};
+  return propagate_projected(layout, shape, v, projection, logits, log_sum_exp);
 }
 
 // Of any dtype but float64, arguments checked.

@@ -554,6 +554,32 @@ def test_out_of_memory_for_a_copy_in_float32(dtype):
         torch.ops.tdnet.spatial_pool(x, 1000)
 
 
+# What a thread needs is allocated before the threads start: an error in one loses its text.
+WORKSPACES = {
+    "rows of logits as wide as the result": lambda: torch.ops.tdnet.upsample_argmax(
+        torch.zeros(1).expand(1, 10**9, 2, 2), (3, 4096), dtype=torch.int64
+    ),
+    "maxima of a row": lambda: torch.ops.tdnet.spatial_pool(
+        torch.zeros(1).expand(1, 1, 2, 10**13), 2**31 - 1
+    ),
+    "packed keys": lambda: torch.ops.tdnet.attention_propagate(
+        torch.zeros(1, 1, 1, 1), *[torch.zeros(1).expand(1, 1, 10**6, 10**7)] * 2
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WORKSPACES)
+def test_out_of_memory_for_a_workspace(what):
+    with pytest.raises(RuntimeError, match=rf"^out of memory: cannot allocate {what}, \d+ bytes$"):
+        WORKSPACES[what]()
+
+
+def test_more_classes_than_are_counted():
+    logits = torch.zeros(1).expand(1, 2**31, 1, 1)
+    with pytest.raises(RuntimeError, match=r"^logits: expected at most 2147483647 channels, got"):
+        torch.ops.tdnet.upsample_argmax(logits, (1, 1), dtype=torch.int64)
+
+
 def test_a_size_that_overflows_is_not_called_out_of_memory():
     x = torch.zeros(1, 1, 1, 1)
     with pytest.raises(
