@@ -19,7 +19,7 @@ Tensor pooled_affinity_float(const MatrixShape& shape, Tensor q, Tensor k, doubl
   float* data = affinity.mutable_data_ptr<float>();
 
   const int64_t panels = divide_up(keys, loops.lanes), panel_size = channels * loops.lanes;
-  const Buffer packed_keys(batch * panels * panel_size);
+  const Buffer packed_keys(batch * panels * panel_size, "packed keys");
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t p = 0; p < panels; ++p) {
       pack_tokens(key_tokens, b, p * loops.lanes, keys, channels, loops.lanes,
@@ -27,25 +27,26 @@ Tensor pooled_affinity_float(const MatrixShape& shape, Tensor q, Tensor k, doubl
     }
   }
   const int64_t strips = divide_up(queries, loops.rows);
-  for_each_tile(batch * strips, [&](const auto& take) {
-    const Buffer strip(channels * loops.rows), block(loops.rows * loops.lanes);
+  const int64_t block_size = int64_t{loops.rows} * loops.lanes;
+  const Workspace workspace{block_size + channels * loops.rows, "packed queries"};
+  for_each_tile(batch * strips, workspace, [&](const auto& take, float* block) {
+    float* strip = block + block_size;
     for (int64_t t = take(); t >= 0; t = take()) {
       const int64_t b = t / strips, first = t % strips * loops.rows;
-      pack_tokens(query_tokens, b, first, queries, channels, loops.rows, 1.0f, strip.get());
+      pack_tokens(query_tokens, b, first, queries, channels, loops.rows, 1.0f, strip);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t key = p * loops.lanes;
-        loops.product(channels, strip.get(), packed_keys.get() + (b * panels + p) * panel_size,
-                      block.get());
-        loops.finish_block(block.get(), {.bias = nullptr,
-                                         .residual = nullptr,
-                                         .residual_channel = 0,
-                                         .residual_token = 0,
-                                         .out = data + (b * queries + first) * keys + key,
-                                         .out_channel = keys,
-                                         .out_token = 1,
-                                         .rows = std::min<int64_t>(loops.rows, queries - first),
-                                         .lanes = std::min<int64_t>(loops.lanes, keys - key),
-                                         .relu = false});
+        loops.product(channels, strip, packed_keys.get() + (b * panels + p) * panel_size, block);
+        loops.finish_block(block, {.bias = nullptr,
+                                   .residual = nullptr,
+                                   .residual_channel = 0,
+                                   .residual_token = 0,
+                                   .out = data + (b * queries + first) * keys + key,
+                                   .out_channel = keys,
+                                   .out_token = 1,
+                                   .rows = std::min<int64_t>(loops.rows, queries - first),
+                                   .lanes = std::min<int64_t>(loops.lanes, keys - key),
+                                   .relu = false});
       }
     }
   });

@@ -101,16 +101,21 @@ Tensor pool(const Tensor& layout, const Tensor& x, int64_t stride, const std::st
   const bool adjacent_channels = p.in_channel == 1 && p.out_channel == 1;
   const int64_t planes = adjacent_channels ? 1 : p.channels;
   const int64_t rows = shape[0] * planes * out_height;
-  torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
-    const Buffer maxima(p.width);
-    for (int64_t row = begin; row < end; ++row) {
+  constexpr int64_t kRows = 8;  // that a thread takes at a time
+  const Workspace workspace{adjacent_channels ? 0 : p.width, "maxima of a row"};
+  for_each_tile(divide_up(rows, kRows), workspace, [&](const auto& take, float* maxima) {
+    const auto pool_one = [&](int64_t row) {
       const int64_t b = row / out_height / planes, c = row / out_height % planes;
       const int64_t out_y = row % out_height;
       if (adjacent_channels) {
         pool_pixels(p, b, out_y);
       } else {
-        pool_row(p, b, c, out_y, maxima.get());
+        pool_row(p, b, c, out_y, maxima);
       }
+    };
+    for (int64_t t = take(); t >= 0; t = take()) {
+      const int64_t end = std::min(rows, (t + 1) * kRows);
+      for (int64_t row = t * kRows; row < end; ++row) pool_one(row);
     }
   });
   return out;
