@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path += [str(TESTS / "device"), str(TESTS / "tdnet_ops")]
+sys.path += [str(TESTS / "device"), str(TESTS)]
 
 import device_checks as checks  # noqa: E402
 import samples  # noqa: E402

@@ -44,10 +44,13 @@ import torch  # noqa: E402
 
 import tdnet_ops  # noqa: E402
 
-# So that this file and all tests can import the list of samples.
-sys.path.append(str(Path(__file__).parent / "tdnet_ops"))
+# So that this file and all tests can import the samples. Not for longer: where Triton is not
+# installed, `import triton` would find tests/triton.
+sys.path.append(str(Path(__file__).resolve().parent))
 
 import samples  # noqa: E402
+
+sys.path.pop()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

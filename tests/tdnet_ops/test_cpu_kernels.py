@@ -11,7 +11,7 @@ import pytest
 
 import tdnet_ops
 
-SAMPLES = Path(__file__).with_name("samples.py")
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 COMPILED = tdnet_ops.build_info()["cpu"]["compiled"]
 # Sets are ordered, and each contains those before it.
 SUPPORTED = COMPILED[: COMPILED.index(tdnet_ops.build_info()["cpu"]["in_use"]) + 1]
@@ -23,7 +23,7 @@ def run_python(arguments, **environment):
         capture_output=True,
         text=True,
         # Not the root of the source tree: its package would come before that of PYTHONPATH.
-        cwd=SAMPLES.parent,
+        cwd=SAMPLES,
         env={**os.environ, **environment},
     )
 
@@ -43,7 +43,7 @@ def test_instruction_set(instruction_set):
     assert_all_right(run_python([SAMPLES], TDNET_CPU_ISA=instruction_set), instruction_set)
 
 
-SEMANTICS = SAMPLES.with_name("test_semantics.py")
+SEMANTICS = Path(__file__).with_name("test_semantics.py")
 WEIGHTS = ["test_small_weights_count", "test_a_mean_of_large_values_is_finite"]
 
 
