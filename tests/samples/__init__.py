@@ -77,6 +77,7 @@ OPERATORS: dict[str, OperatorSamples] = {
     for found in pkgutil.iter_modules(operators.__path__)
 }
 NAMES = tuple(OPERATORS)
+DIFFERENTIABLE = tuple(name for name in NAMES if name != "upsample_argmax")
 GPU_ROUNDINGS = {name: told.gpu_roundings for name, told in OPERATORS.items()}
 
 
