@@ -72,7 +72,8 @@ def assert_near(
 
 def assert_labels(labels: Tensor, arguments: Sequence[Any], what: str) -> None:
     """Labels may differ from the arg max only where the best classes lie within rounding."""
-    logits, size, align_corners, dtype = (*on_cpu(arguments), torch.uint8)[:4]
+    logits, size, *options = on_cpu(arguments)
+    align_corners, dtype = (*options, *(False, torch.uint8)[len(options) :])
     labels = labels.cpu()
     assert labels.dtype == dtype, f"{what}: dtype {labels.dtype}, expected {dtype}"
     assert list(labels.shape) == [logits.shape[0], *size], f"{what}: shape {labels.shape}"
