@@ -72,6 +72,15 @@ def pytest_configure(config: pytest.Config) -> None:
         "free memory on the first; fails instead if TDNET_REQUIRE_GPU names as many devices",
     )
     samples.use_device(_asked_device(config.getoption("--device")))
+    # pytest-xdist would put files of few tests last, however long these take.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: at the end one core would be busy with them alone."""
+    longest = ROOT / "tests" / "triton"
+    items.sort(key=lambda item: longest not in item.path.parents)
 
 
 def pytest_report_header() -> str:
