@@ -13,7 +13,7 @@ from pathlib import Path
 import emulator
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tdnet_ops"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 import samples
 
 # These take `allow_tf32`.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tdnet_ops"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 import samples
 
 from tdnet_ops import triton as kernels
