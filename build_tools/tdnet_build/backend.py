@@ -12,10 +12,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from configparser import ConfigParser
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import setuptools
@@ -39,22 +37,13 @@ __all__ = [
 
 @contextmanager
 def outside_the_source_tree() -> Iterator[None]:
-    """Let setuptools write into a temporary folder, by its file of further settings."""
-    before = os.environ.get("DIST_EXTRA_CONFIG")
+    """Let setup.py have setuptools write into a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="tdnet-build-") as folder:
-        settings = ConfigParser()
-        settings.read(before or [])
-        settings.read_dict({"build": {"build_base": folder}, "egg_info": {"egg_base": folder}})
-        path = Path(folder, "settings.cfg")
-        with path.open("w") as file:
-            settings.write(file)
-        os.environ["DIST_EXTRA_CONFIG"] = str(path)
+        os.environ["TDNET_SETUPTOOLS_DIR"] = folder
         try:
             yield
         finally:
-            del os.environ["DIST_EXTRA_CONFIG"]
-            if before is not None:
-                os.environ["DIST_EXTRA_CONFIG"] = before
+            del os.environ["TDNET_SETUPTOOLS_DIR"]
 
 
 def further_requirements() -> list[str]:

@@ -32,7 +32,10 @@ class Tool:
         pip's build environment hides the packages of the one that it installs into, but leaves its
         programs on PATH: a cmake that is a Python script is there and does not run.
         """
-        for folder in [*environ.get("PATH", "").split(os.pathsep), str(Path(sys.executable).parent)]:
+        for folder in [
+            *environ.get("PATH", "").split(os.pathsep),
+            str(Path(sys.executable).parent),
+        ]:
             path = shutil.which(self.name, path=folder) if folder else None
             if path and self._version(path) >= self.oldest:
                 return Path(path).absolute()
