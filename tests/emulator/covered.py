@@ -57,10 +57,9 @@ def line_text(file: str, number: int) -> str:
 
 def reports(folder: Path) -> Iterator[dict[str, Any]]:
     """gcov's account of every source file in every object of csrc/cuda."""
-    for counts in sorted(folder.glob("csrc_cuda_*.gcda")):
+    for counts in sorted(folder.rglob("csrc/cuda/**/*.gcda")):
         done = subprocess.run(
-            ["gcov", "--json-format", "--stdout", counts.name],
-            cwd=folder,
+            ["gcov", "--json-format", "--stdout", counts],
             capture_output=True,
             text=True,
             check=True,
@@ -89,8 +88,8 @@ def run() -> Coverage:
     Raises:
         RuntimeError: a sample failed.
     """
-    folder = emulator.build("operators", "coverage").parent
-    for old in folder.glob("*.gcda"):
+    folder = emulator.build("operators", "coverage").parents[1]
+    for old in folder.rglob("*.gcda"):
         old.unlink()
     for arguments in RUNS:
         program = emulator.FOLDER / "run_samples.py"

@@ -76,7 +76,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("offsets")
     source, target = folder / "offsets.cpp", folder / "offsets"
     source.write_text(PROGRAM)
-    cxx = shlex.split(emulator.extension.Settings.from_environment().cxx)
+    cxx = shlex.split(emulator.find_cxx())
     command = [
         *(*cxx, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-O1", "-DTDNET_EMULATOR"),
         # An overflow ends the program, even where the result would come out right.
