@@ -9,6 +9,7 @@ for other devices), `tdnet_triton` and `tdnet_reference`.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -486,9 +487,8 @@ def _triton_kernel(name: str, operator: _Operator) -> Callable[..., Any]:
         reason = backends.refusal("triton", like.device, like.dtype)
         if reason is not None:
             raise RuntimeError(f"backend 'triton' cannot run {name}: {reason}")
-        from tdnet_ops import triton
-
-        return getattr(triton, name)(*args, **kwargs)
+        module = importlib.import_module(f"tdnet_ops.triton.{name}")
+        return getattr(module, name)(*args, **kwargs)
 
     return kernel
 

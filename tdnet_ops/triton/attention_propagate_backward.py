@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +25,11 @@ import triton.language as tl
 from torch import Tensor
 
 from tdnet_ops import backends, gradients
-from tdnet_ops.triton import launch, maps
-from tdnet_ops.triton.maps import load_tile, store_tile
-from tdnet_ops.triton.products import multiply_add, precision, softmax_divisor, softmax_step
+from tdnet_ops.triton.shared import launch, maps
+from tdnet_ops.triton.shared.maps import load_tile, store_tile
+from tdnet_ops.triton.shared.products import multiply_add, precision, softmax_divisor, softmax_step
+from tdnet_ops.triton.tuning.table import Configuration
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 # Enough programs to fill a large GPU a few times over.
 _PROGRAMS = 512
@@ -277,7 +281,7 @@ def attention_propagate_backward(
         channels=values.shape[2],
         scale=1 / math.sqrt(channels) if scale is None else scale,
     )
-    shape_class = f"{kind}{launch.layout(q, k, grad)}"
+    shape_class = f"{kind}{launch.strided(q, k, grad)}"
     rows = Rows(*(q.new_empty([batch, queries], dtype=torch.float32) for _ in range(3)))
     inputs = {
         "q": maps.tokens(q),
@@ -357,7 +361,7 @@ _TILES = {
 
 
 @functools.cache
-def _candidates(kind: str, **constants: int) -> list[launch.Configuration]:
+def _candidates(kind: str, **constants: int) -> list[Configuration]:
     return [
         {
             "QUERIES": queries,
@@ -370,3 +374,12 @@ def _candidates(kind: str, **constants: int) -> list[launch.Configuration]:
         for queries, keys, depth, warps in _TILES[kind]
         for stages in (3, 2)
     ]
+
+
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    q, k, v = inputs.queries(64), inputs.keys(64), inputs.keys(512)
+    grad = inputs.queries(512)
+    yield partial(
+        attention_propagate_backward, grad, q, k, v, None, None, allow_tf32=inputs.allow_tf32
+    )
