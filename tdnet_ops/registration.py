@@ -202,14 +202,59 @@ def _attention_propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor
 
 def _attention_propagate_backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k, v, weight, bias = ctx.saved_tensors
-    grads = ops.attention_propagate_backward(grad, q, k, v, weight, ctx.scale)
+    _, log_sum_exp = ops.attention_propagate_forward(q, k, v, None, weight, bias, ctx.scale)
+    grads = ops.attention_propagate_backward(grad, q, k, v, weight, log_sum_exp, ctx.scale)
     grad_residual = grad if ctx.has_residual else None
     grad_weight = None if weight is None else grads[3]
     return *grads[:3], grad_residual, grad_weight, gradients.bias(grad, bias), None
 
 
+def _forward_fake(q: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    rows = q.new_empty([q.shape[0], q.shape[2] * q.shape[3]], dtype=wide)
+    return _attention_propagate_fake(q, *args, **kwargs), rows
+
+
+def _forward_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    out = _attention_propagate_reference(q, k, v, residual, weight, bias, scale)
+    logits = reference.pooled_affinity(gradients.wide(q), gradients.wide(k), scale=scale)
+    return out, logits.logsumexp(-1)
+
+
+def _backward_reference(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    scale: float | None,
+    *,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, ...]:
+    return gradients.attention_propagate(grad, q, k, v, weight, scale)
+
+
 def _attention_propagate_backward_fake(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, scale: float | None
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    scale: float | None,
+    *,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, ...]:
     grad_weight = q.new_empty(0) if weight is None else weight.new_empty(weight.shape)
     return *(x.new_empty(x.shape) for x in (q, k, v)), grad_weight
@@ -426,9 +471,16 @@ _OPERATORS = {
         _attention_propagate_setup,
         _attention_propagate_backward,
     ),
+    "attention_propagate_forward": _Operator(
+        _forward_fake,
+        _forward_reference,
+        ("q", "k", "v", "residual"),
+        backward=_attention_propagate_backward_backward,
+        autocast=False,
+    ),
     "attention_propagate_backward": _Operator(
         _attention_propagate_backward_fake,
-        gradients.attention_propagate,
+        _backward_reference,
         (),  # the gradient of the weight is one for the whole batch
         backward=_attention_propagate_backward_backward,
         autocast=False,

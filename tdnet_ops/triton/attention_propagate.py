@@ -35,6 +35,7 @@ def attend(
     values,  # [B, keys, channels]
     residual,  # [B, queries, channels] or None
     out,  # [B, queries, channels]
+    log_sum_exp,  # of each query's logits, [B, queries] in float32, or None
     queries,
     keys,
     key_channels,
@@ -82,6 +83,10 @@ def attend(
     if residual is not None:
         result += load_tile(residual, b, query, queries, channel, channels).to(tl.float32)
     store_tile(out, b, query, queries, channel, channels, result)
+    if log_sum_exp is not None:
+        # Every slice has it; the first one's programs write it.
+        mine = (query < queries) & (program % slices == 0)
+        tl.store(log_sum_exp + b.to(tl.int64) * queries + query, maximum + tl.log(total), mask=mine)
 
 
 def attention_propagate(
@@ -96,13 +101,28 @@ def attention_propagate(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.attention_propagate."""
+    return propagate(q, k, v, residual, weight, bias, scale, allow_tf32, log_sum_exp=None)
+
+
+def propagate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    allow_tf32: bool,
+    log_sum_exp: Tensor | None,
+) -> Tensor:
+    """The same; fills in `log_sum_exp` of the scaled logits, [B, N] in float32, if given."""
     checks.attention_propagate(q, k, v, residual, weight, bias)
     channels = v.shape[1] if weight is None else weight.shape[0]
     out = empty_map(q, [q.shape[0], channels, *q.shape[2:]])
     scale = 1 / math.sqrt(q.shape[1]) if scale is None else scale
 
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
-        _attend(q, k, values, addend, result, scale, allow_tf32)
+        _attend(q, k, values, addend, result, log_sum_exp, scale, allow_tf32)
 
     projection.propagate(v, residual, weight, bias, out, allow_tf32, attend_to)
     return out
@@ -114,6 +134,7 @@ def _attend(
     values: Tensor,
     residual: Tensor | None,
     out: Tensor,
+    log_sum_exp: Tensor | None,
     scale: float,
     allow_tf32: bool,
 ) -> None:
@@ -137,6 +158,7 @@ def _attend(
         values=maps.tokens(values),
         residual=None if residual is None else maps.tokens(residual),
         out=maps.tokens(out),
+        log_sum_exp=log_sum_exp,
         queries=queries,
         keys=keys,
         key_channels=q.shape[1],

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import threading
 
 import pytest
 import torch
@@ -67,6 +68,25 @@ def test_an_unknown_device_is_tuned_once_for_each_shape_class(clock):
         "pixels",
         "channels",
     ]
+
+
+def test_threads_choose_once(clock, monkeypatch):
+    """The second waits for the first, which is still timing."""
+    benchmark = targets._Driver.get_benchmarker(None)
+    other = threading.Thread(target=lambda: spatial_pool(X, 2))
+
+    def start_the_other(call, quantiles):
+        if not clock:
+            other.start()
+            other.join(timeout=1.0)  # Without a lock it would be done by then, or be timing too.
+        return benchmark(call, quantiles)
+
+    monkeypatch.setattr(targets._Driver, "get_benchmarker", lambda self: start_the_other)
+    with targets.compiling_for(TARGET, EMPTY) as compilation:
+        spatial_pool(X, 2)
+        other.join()
+    assert len(clock) == len(pool_candidates("pixels"))
+    assert len(compilation.launched) == 2
 
 
 def test_nothing_is_timed_while_a_graph_is_recorded(clock, monkeypatch):

@@ -156,10 +156,12 @@ def sum_convolutions(
     batch, out_channels, out_height, out_width = total.shape
     kernel, kind = weights[0].shape[2], launch.kind(blocks[0], allow_tf32)
     columns = 64 if out_channels <= 64 else 128
+    # Two results and the partials among them: more to hold.
+    update = "" if partial is None else "-update"
     launch.launch(
         convolve,
         blocks[0],
-        f"{kind}-{kernel}x{kernel}-{columns}{launch.strided(*blocks, *addends, total)}",
+        f"{kind}-{kernel}x{kernel}-{columns}{update}{launch.strided(*blocks, *addends, total)}",
         _candidates(kind, columns),
         lambda tile: (
             batch
