@@ -215,6 +215,11 @@ def growing(largest: float) -> Logits:
     return lambda queries, keys: torch.linspace(0, largest, keys).expand(queries, keys)
 
 
+def step(first: int, height: float) -> Logits:
+    """`height` from key `first` on, 0 before it."""
+    return lambda queries, keys: ((torch.arange(keys) >= first) * height).expand(queries, keys)
+
+
 def spike(query: int, key: int, height: float) -> Logits:
     """Of one query and key."""
 
@@ -567,6 +572,9 @@ _TILES: dict[str, dict[str, tuple[Any, ...]]] = {
         "negative": (1, 64, 136, 144, (3, 45), (3, 67), "rb", -0.125, spike(33, 100, 20.0)),
         "huge": (1, 64, 136, None, (3, 45), (3, 67), "hb"),
         "huge_narrow": (1, 64, 24, None, (3, 45), (10, 32), "hb", None, growing(20.0)),
+        # Weights grow by less than what moves the maximum, for the sum of all but one tile.
+        "huge_later": (1, 64, 24, None, (2, 8), (5, 64), "h", 0.01, step(64, 5.9)),
+        "parts_of_two_maps": (2, 64, 24, None, (3, 5), (3, 67), "r", None, growing(9.0)),
         "low": (1, 64, 24, None, (3, 45), (3, 67), "", None, low),
         "unseen": (1, 64, 24, None, (4, 33), (5, 52), "", None, unseen(slice(0, 130))),
         # All other kernels.
