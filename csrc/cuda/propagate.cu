@@ -69,14 +69,14 @@ struct RowState {
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 __device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fffffff); }
 
-// The keys of one block: whole tiles, as even as the split allows.
+// The keys of one block: whole tiles, as even as the split allows. The last may be ragged.
 struct KeyRange {
   int first, last;
 
   __device__ KeyRange(int key_count, int split, int splits) {
     const int64_t tiles = (int64_t{key_count} + kKeys - 1) / kKeys;
     first = static_cast<int>(tiles * split / splits * kKeys);
-    last = static_cast<int>(min(tiles * (split + 1) / splits * kKeys, int64_t{key_count}));
+    last = static_cast<int>(tiles * (split + 1) / splits * kKeys);
   }
 };
 
@@ -375,11 +375,9 @@ __device__ __forceinline__ float combined(const Propagation<T>& p, float log2_sc
   for (int s = 0; s < parts.splits; ++s) {
     maximum = fmaxf(maximum, parts.maxima[first + s * stride]);
   }
-  const auto weight = [&](int64_t at) {  // of a part; one of nothing but -inf weighs nothing
-    return parts.maxima[at] == minus_infinity()
-               ? 0.f
-               : exp2_with_denormals((parts.maxima[at] - maximum) * log2_scale) *
-                     parts.row_sums[at];
+  // Of a part: 0 for one of nothing but -inf beside others, NaN where there is nothing else.
+  const auto weight = [&](int64_t at) {
+    return exp2_with_denormals((parts.maxima[at] - maximum) * log2_scale) * parts.row_sums[at];
   };
   float total = 0.f, value = 0.f;
 #pragma unroll 1
