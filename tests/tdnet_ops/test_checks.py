@@ -497,6 +497,8 @@ def test_convolutions_of_no_pixels(route, dtype, shape):
 
 # --- memory ---------------------------------------------------------------------------------------
 
+# Before, torch's headers did not pass on why an allocation failed.
+TOLD = "out of memory: " if torch.torch_version.TorchVersion(torch.__version__) >= (2, 13) else ""
 PLENTY = torch.zeros(1).expand(1, 1, 10**5, 10**2)  # of pixels, in four bytes
 OUT_OF_MEMORY = {
     "spatial_pool": (lambda op: op(torch.zeros(1).expand(1, 10**7, 10**3, 10**3), 1), 4 * 10**13),
@@ -519,7 +521,9 @@ OUT_OF_MEMORY = {
 @pytest.mark.parametrize("operator", OUT_OF_MEMORY)
 def test_out_of_memory_says_how_much_for_what(operator):
     run, size = OUT_OF_MEMORY[operator]
-    with pytest.raises(RuntimeError, match=rf"^out of memory: .*result \[.* {size} bytes$"):
+    with pytest.raises(
+        RuntimeError, match=rf"^{TOLD}cannot allocate the result \[.* {size} bytes$"
+    ):
         run(getattr(torch.ops.tdnet, operator))
 
 
@@ -527,9 +531,45 @@ def test_out_of_memory_says_how_much_for_what(operator):
 def test_out_of_memory_for_a_copy_in_float32(dtype):
     x = torch.zeros(1, dtype=dtype).expand(1, 10**7, 10**3, 10**3)
     with pytest.raises(
-        RuntimeError, match=rf"^out of memory: .* float32 copy .* {4 * 10**13} bytes$"
+        RuntimeError, match=rf"^{TOLD}cannot allocate a float32 copy .* {4 * 10**13} bytes$"
     ):
         torch.ops.tdnet.spatial_pool(x, 1000)
+
+
+# What a thread needs is allocated before the threads start: an error in one loses its text.
+WORKSPACES = {
+    "rows of logits as wide as the result": lambda: torch.ops.tdnet.upsample_argmax(
+        torch.zeros(1).expand(1, 10**9, 2, 2), (3, 4096), dtype=torch.int64
+    ),
+    "maxima of a row": lambda: torch.ops.tdnet.spatial_pool(
+        torch.zeros(1).expand(1, 1, 2, 10**13), 2**31 - 1
+    ),
+    "packed keys": lambda: torch.ops.tdnet.attention_propagate(
+        torch.zeros(1, 1, 1, 1), *[torch.zeros(1).expand(1, 1, 10**6, 10**7)] * 2
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WORKSPACES)
+def test_out_of_memory_for_a_workspace(what):
+    with pytest.raises(RuntimeError, match=rf"^out of memory: cannot allocate {what}, \d+ bytes$"):
+        WORKSPACES[what]()
+
+
+def test_more_classes_than_are_counted():
+    logits = torch.zeros(1).expand(1, 2**31, 1, 1)
+    with pytest.raises(RuntimeError, match=r"^logits: expected at most 2147483647 channels, got"):
+        torch.ops.tdnet.upsample_argmax(logits, (1, 1), dtype=torch.int64)
+
+
+def test_a_size_that_overflows_is_not_called_out_of_memory():
+    x = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(
+        RuntimeError, match=r"^cannot allocate the result \[1, 1099511627776, .*bytes"
+    ) as caught:
+        torch.ops.tdnet.upsample_argmax(x, (2**40, 2**40))
+    assert "out of memory" not in str(caught.value)
+    assert ("overflow" in str(caught.value)) == bool(TOLD)
 
 
 def test_labels_of_no_maps_take_no_memory(tmp_path):

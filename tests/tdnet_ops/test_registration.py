@@ -42,8 +42,10 @@ def test_opcheck_of_the_backward_operator(name_space, weighted):
     sample = samples.select(["middle"], ["contiguous"], [torch.float32], ["attention_propagate"])[0]
     q, k, v, residual, weight, _, scale = sample.arguments()
     grad = residual if weighted else torch.randn(2, v.shape[1], *q.shape[2:]).to(q)
+    log_sum_exp = torch.ops.tdnet.attention_propagate_forward(q, k, v, scale=scale)[1]
     overload = getattr(torch.ops, name_space).attention_propagate_backward.default
-    torch.library.opcheck(overload, (grad, q, k, v, weight if weighted else None, scale))
+    arguments = (grad, q, k, v, weight if weighted else None, log_sum_exp, scale)
+    torch.library.opcheck(overload, arguments)
 
 
 def test_every_operator_has_samples():
@@ -59,7 +61,8 @@ def test_every_operator_has_samples():
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("tdnet::")
     }
-    assert defined == {*samples.NAMES, "attention_propagate_backward"}
+    private = {"attention_propagate_forward", "attention_propagate_backward"}
+    assert defined == {*samples.NAMES, *private}
 
 
 @pytest.mark.parametrize("sample", MIDDLE, ids=str)
