@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tdnet_ops.triton import convolve
+from tdnet_ops.triton.shared import convolve
 
 
 def folding_is_cheaper(queries: int, keys: int, value_channels: int, out_channels: int) -> bool:
@@ -51,9 +51,11 @@ def propagate(
     kernel = weight[:, :, None, None]
     if folding_is_cheaper(queries, keys, v.shape[1], out.shape[1]):
         values = _channels_last(v, out.shape[1], v.shape[2:])
-        convolve.run([v], [kernel], total=values, bias=bias, allow_tf32=allow_tf32)
+        convolve.sum_convolutions([v], [kernel], total=values, bias=bias, allow_tf32=allow_tf32)
         return attend(values, residual, out)
     attended = _channels_last(v, v.shape[1], out.shape[2:])
     attend(v, None, attended)
     addends = [] if residual is None else [residual]
-    convolve.run(*([attended], [kernel], out), addends=addends, bias=bias, allow_tf32=allow_tf32)
+    convolve.sum_convolutions(
+        [attended], [kernel], total=out, addends=addends, bias=bias, allow_tf32=allow_tf32
+    )

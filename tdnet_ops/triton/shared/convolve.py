@@ -19,9 +19,10 @@ from torch import Tensor
 
 from tdnet_ops import checks
 from tdnet_ops.layouts import empty_map
-from tdnet_ops.triton import launch, maps
-from tdnet_ops.triton.maps import load_tile, store_tile
-from tdnet_ops.triton.products import multiply_add, precision
+from tdnet_ops.triton.shared import launch, maps
+from tdnet_ops.triton.shared.maps import load_tile, store_tile
+from tdnet_ops.triton.shared.products import multiply_add, precision
+from tdnet_ops.triton.tuning.table import Configuration
 
 # Blocks of one launch; each is compiled in. More of them go through several launches.
 _MOST_BLOCKS = 8
@@ -112,7 +113,7 @@ def convolved_map(x: Tensor, weight: Tensor, padding: int, dilation: int) -> Ten
     return empty_map(x, checks.convolved_shape(x, weight, padding, dilation))
 
 
-def run(
+def sum_convolutions(
     blocks: Sequence[Tensor],
     weights: Sequence[Tensor],
     total: Tensor,
@@ -140,7 +141,7 @@ def run(
         assert partial is None
         rest = torch.empty_like(total, dtype=torch.float32)
         first, first_weights = blocks[:-_MOST_BLOCKS], weights[:-_MOST_BLOCKS]
-        run(
+        sum_convolutions(
             first,
             first_weights,
             total=rest,
@@ -155,10 +156,12 @@ def run(
     batch, out_channels, out_height, out_width = total.shape
     kernel, kind = weights[0].shape[2], launch.kind(blocks[0], allow_tf32)
     columns = 64 if out_channels <= 64 else 128
+    # Two results and the partials among them: more to hold.
+    update = "" if partial is None else "-update"
     launch.launch(
         convolve,
         blocks[0],
-        f"{kind}-{kernel}x{kernel}-{columns}{launch.layout(*blocks, *addends, total)}",
+        f"{kind}-{kernel}x{kernel}-{columns}{update}{launch.strided(*blocks, *addends, total)}",
         _candidates(kind, columns),
         lambda tile: (
             batch
@@ -202,7 +205,7 @@ _TILES = {
 
 
 @functools.cache
-def _candidates(kind: str, columns: int) -> list[launch.Configuration]:
+def _candidates(kind: str, columns: int) -> list[Configuration]:
     return [
         {
             "PIXELS": pixels,

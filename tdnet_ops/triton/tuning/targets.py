@@ -1,8 +1,8 @@
 """Compile the kernels for a GPU that need not be here.
 
-    with targets.compiling_for("cuda-90") as launched:
-        tdnet_ops.triton.spatial_pool(torch.empty(1, 64, 97, 193), 4)
-    print([compiled.resources(kernel) for kernel, _ in launched])
+    with targets.compiling_for("cuda-90") as compilation:
+        spatial_pool(torch.empty(1, 64, 97, 193), 4)
+    print([compiled.resources(kernel) for kernel, _ in compilation.launched])
 
 Inside the block a launch compiles for that GPU and runs nothing: results are not filled in.
 """
@@ -16,13 +16,15 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from tdnet_ops.triton import launch
+from tdnet_ops.triton.shared.choices import INTERPRETED, Choices
+from tdnet_ops.triton.shared.launch import choosing_from
+from tdnet_ops.triton.tuning.table import Table
 
 # Bytes of shared memory that a block may have.
 MOST_SHARED = {
@@ -112,12 +114,21 @@ class _Driver:
         return lambda *_: None
 
 
+class Compilation(NamedTuple):
+    """What was compiled so far."""
+
+    launched: list[tuple[Any, str]]
+    """Of every launch a triton.compiler.CompiledKernel, see compiled.py, and its shape class."""
+    choices: Choices
+
+
 @contextlib.contextmanager
-def compiling_for(name: str) -> Iterator[list[tuple[Any, str]]]:
+def compiling_for(name: str, table: Table | None = None) -> Iterator[Compilation]:
     """Launches inside the block compile for the GPU `name`; they take CPU tensors and run nothing.
 
-    Yields:
-        The launches so far: a triton.compiler.CompiledKernel, see compiled.py, and its shape class.
+    Args:
+        name: one of NAMES.
+        table: by default the one that ships.
 
     Raises:
         ValueError: not one of NAMES.
@@ -125,19 +136,15 @@ def compiling_for(name: str) -> Iterator[list[tuple[Any, str]]]:
     """
     if name not in MOST_SHARED:
         raise ValueError(f"name: expected one of {list(NAMES)}, got {name!r}")
-    if launch.INTERPRETED:
+    if INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET is set: nothing is compiled")
     driver = triton.runtime.driver
     driver.set_active(_Driver(name))
-    launch.device_class.cache_clear()
-    usual, launch.choices = launch.choices, {}
-    launches: list[tuple[Any, str]] = []
-    launch.launched = launches.append
+    launched: list[tuple[Any, str]] = []
+    choices = Choices(table or Table.read(), lambda *launch: launched.append(launch))
     try:
-        yield launches
+        with choosing_from(choices):
+            yield Compilation(launched, choices)
     finally:
-        launch.launched = None
-        launch.choices = usual
         with contextlib.suppress(RuntimeError):  # There is no driver to go back to without a GPU.
             driver.reset_active()
-        launch.device_class.cache_clear()
