@@ -142,12 +142,12 @@ stage_tune() {
   local said
   if [[ $device == cpu ]]; then
     # There is nothing to time: the command has to say so.
-    said=$("$python" -m tdnet_ops.triton.tune --output "$work/table.json" 2>&1)
+    said=$("$python" -m tdnet_ops.triton.tuning.tune --output "$work/table.json" 2>&1)
     echo "$said"
     [[ $said == *"nothing can be timed"* ]]
     return
   fi
-  "$python" -m tdnet_ops.triton.tune --output "$out/triton_defaults.json"
+  "$python" -m tdnet_ops.triton.tuning.tune --output "$out/triton_defaults.json"
 }
 
 if [[ -n $stage ]]; then

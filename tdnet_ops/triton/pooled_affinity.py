@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tdnet_ops import checks
-from tdnet_ops.triton import launch, maps
-from tdnet_ops.triton.maps import load_tile, store_tile
-from tdnet_ops.triton.products import multiply_add, precision
-from tdnet_ops.triton.spatial_pool import Window, pool_tile
+from tdnet_ops.triton.shared import launch, maps
+from tdnet_ops.triton.shared.maps import load_tile, store_tile
+from tdnet_ops.triton.shared.products import multiply_add, precision
+from tdnet_ops.triton.shared.windows import Window, pool_tile
+from tdnet_ops.triton.tuning.table import Configuration
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 
 @triton.jit
@@ -91,7 +95,7 @@ def pooled_affinity(
     launch.launch(
         affinity_tiles,
         q,
-        f"{kind}{'-deep' if channels > 64 else ''}{launch.layout(q, k)}",
+        f"{kind}{'-deep' if channels > 64 else ''}{launch.strided(q, k)}",
         _candidates(kind),
         lambda tile: (
             batch
@@ -123,7 +127,7 @@ _TILES = {
 
 
 @functools.cache
-def _candidates(kind: str) -> list[launch.Configuration]:
+def _candidates(kind: str) -> list[Configuration]:
     return [
         {
             "QUERIES": queries,
@@ -135,3 +139,10 @@ def _candidates(kind: str) -> list[launch.Configuration]:
         for queries, keys, warps in _TILES[kind]
         for tiles in (8, 32)
     ]
+
+
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    for channels in (64, 256):
+        x = inputs.queries(channels)
+        yield partial(pooled_affinity, x, x, 4, allow_tf32=inputs.allow_tf32)

@@ -296,8 +296,8 @@ def test_address_sanitizer_would_find_an_overflow(operator):
 
 
 def barriers(file):
-    """The lines of csrc/cuda/`file` where all threads of a block wait for each other."""
-    lines = (emulator.ROOT / "csrc" / "cuda" / file).read_text().splitlines()
+    """The lines of csrc/cuda/kernels/`file` where all threads of a block wait for each other."""
+    lines = (emulator.ROOT / "csrc" / "cuda" / "kernels" / file).read_text().splitlines()
     return [number for number, text in enumerate(lines, 1) if re.match(r" *__syncthreads\(", text)]
 
 

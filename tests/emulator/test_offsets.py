@@ -14,11 +14,11 @@ PROGRAM = r"""
 #include <cstdio>
 #include <cstring>
 
-#include "cuda/convolve.cuh"
-#include "cuda/map.h"
-#include "cuda/pooled_affinity.cuh"
-#include "cuda/propagate.cuh"
-#include "cuda/upsample_argmax.cuh"
+#include "cuda/kernels/convolve.cuh"
+#include "cuda/tiles/map.h"
+#include "cuda/kernels/pooled_affinity.cuh"
+#include "cuda/kernels/attention.cuh"
+#include "cuda/kernels/upsample_argmax.cuh"
 
 using namespace tdnet::cuda;
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tdnet_ops
 from tdnet_ops import _library, backends
 
-DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
+DIFFERENTIABLE = samples.DIFFERENTIABLE
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,90 @@
+"""csrc/checks.h and the checks in Python say the same about the same mistake, word for word."""
+
+import re
+import warnings
+
+import pytest
+import test_checks
+import torch
+from test_checks import RANKS, TENSORS, arguments_of, changed, more
+
+import tdnet_ops  # noqa: F401  (registers the operators)
+
+BAD_CALLS = {}
+
+
+def bad(name, operator, arguments):
+    BAD_CALLS[f"{operator}-{name}"] = (operator, arguments)
+
+
+def all_dtypes():
+    """Those that a tensor on the CPU can have, the stable ABI's or not."""
+    found = []
+    for dtype in sorted({x for x in vars(torch).values() if isinstance(x, torch.dtype)}, key=str):
+        try:
+            with warnings.catch_warnings():  # some are experiments of torch
+                warnings.simplefilter("ignore")
+                torch.empty(1, dtype=dtype)
+        except (RuntimeError, TypeError, NotImplementedError):
+            continue
+        found.append(dtype)
+    return found
+
+
+ALL_DTYPES = all_dtypes()
+
+
+def change_each_tensor():
+    for operator, name in TENSORS:
+        rank = RANKS[operator][name]
+        bad(f"{name}-missing", operator, arguments_of(operator, **{name: None}))
+        bad(f"{name}-rank", operator, changed(operator, name, lambda x: x[None]))
+        bad(f"{name}-scalar", operator, changed(operator, name, lambda x: x.new_zeros(())))
+        for dim in range(rank):
+            bad(f"{name}-more-{dim}", operator, changed(operator, name, more(dim)))
+            empty = changed(operator, name, lambda x, dim=dim: x.narrow(dim, 0, 0))
+            bad(f"{name}-none-{dim}", operator, empty)
+        few = (torch.uint8, torch.bool, torch.complex64, torch.float64, torch.float16)
+        for dtype in ALL_DTYPES if operator == "spatial_pool" else few:
+            of_dtype = changed(operator, name, lambda x, d=dtype: torch.empty(x.shape, dtype=d))
+            bad(f"{name}-{dtype}", operator, of_dtype)
+
+
+change_each_tensor()
+for operator, name, value, _ in test_checks.NUMBERS:
+    bad(f"{name}-{value}", operator, arguments_of(operator, **{name: value}))
+bad(
+    "many-classes",
+    "upsample_argmax",
+    arguments_of("upsample_argmax", logits=torch.zeros(1, 257, 2, 2)),
+)
+for shape in ((3, 5, 5, 5), (3, 5, 3, 1), (0, 5, 3, 3), (3, 5, 1, 3)):
+    wrong = arguments_of("block_sum_update", weight=torch.zeros(shape))
+    bad(f"weight-{shape}", "block_sum_update", wrong)
+for padding, dilation in ((0, 2), (0, 3), (1, 9), (2**31 - 1, 2**31 - 1), (2**31, 1), (0, 2**31)):
+    wrong = arguments_of("block_sum_update", padding=padding, dilation=dilation)
+    bad(f"{padding}-{dilation}", "block_sum_update", wrong)
+
+
+def told(name_space, operator, arguments):
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as caught:
+        getattr(getattr(torch.ops, name_space), operator)(*arguments.values())
+    return re.sub(r"tdnet(_reference)?::?", "", str(caught.value))
+
+
+def accepted(operator, arguments):
+    try:
+        getattr(torch.ops.tdnet_reference, operator)(*arguments.values())
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("call", BAD_CALLS)
+def test_both_say_the_same(call):
+    operator, arguments = BAD_CALLS[call]
+    if accepted(operator, arguments):
+        getattr(torch.ops.tdnet, operator)(*arguments.values())
+        return
+    in_cpp, in_python = (told(space, operator, arguments) for space in ("tdnet", "tdnet_reference"))
+    assert in_cpp == in_python
