@@ -116,14 +116,17 @@ def call(
         RuntimeError: the forced backend cannot run it, with the reason; memory does not suffice.
     """
     tensor = backends.deciding_tensor(*like)
-    chosen = backends.choose(operator, tensor, arguments, backend)
-    run = getattr(backends.operators(chosen), operator.name)
-    keywords = {"allow_tf32": backends.allow_tf32(tensor)} if operator.takes_tf32 else {}
     if torch.compiler.is_compiling():
-        return run(*arguments, **keywords)
+        return _run(operator, backend, tensor, arguments)
     try:
-        return run(*arguments, **keywords)
+        return _run(operator, backend, tensor, arguments)
     except RuntimeError:
         # What compiled code throws is a RuntimeError to Python: its twin says which mistake it is.
-        named(operator.check, operator.bind(arguments, keywords))
+        named(operator.check, operator.bind(arguments, {}))
         raise
+
+
+def _run(operator: Operator, backend: str | None, like: Tensor, arguments: Sequence[Any]) -> Any:
+    chosen = backends.choose(operator, like, arguments, backend)
+    keywords = {"allow_tf32": backends.allow_tf32(like)} if operator.takes_tf32 else {}
+    return getattr(backends.operators(chosen), operator.name)(*arguments, **keywords)
