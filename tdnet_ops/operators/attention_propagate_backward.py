@@ -44,11 +44,14 @@ def in_chunks(
         for first in range(0, queries.shape[1], chunk):
             some = slice(first, first + chunk)
             query, grad_out = queries[:, some], grad_tokens[:, some]
-            logits = query @ keys.transpose(1, 2) * scale
-            weights = (logits - log_sum_exp[:, some, None]).exp()
+            # In place: what stands here at once is three times _CHUNK_LOGITS.
+            weights = (query @ keys.transpose(1, 2)).mul_(scale)
+            weights.sub_(log_sum_exp[:, some, None]).exp_()
             grad_values += weights.transpose(1, 2) @ grad_out
-            grad_weights = grad_out @ values.transpose(1, 2)
-            grad_logits = gradients.of_softmax(weights, grad_weights) * scale
+            grad_logits = grad_out @ values.transpose(1, 2)
+            grad_logits -= (grad_logits * weights).sum(-1, keepdim=True)
+            grad_logits *= weights
+            grad_logits *= scale
             grad_queries[:, some] = grad_logits @ keys
             grad_keys += grad_logits.transpose(1, 2) @ query
         grad_v, grad_weight = gradients.unfold(grad_values, v, weight)

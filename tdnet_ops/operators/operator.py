@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # _library defines the schemas.
 from tdnet_ops import _library, backends, reference  # noqa: F401
