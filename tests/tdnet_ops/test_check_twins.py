@@ -2,13 +2,14 @@
 
 import re
 import warnings
+from pathlib import Path
 
 import pytest
-import test_checks
+import samples
 import torch
-from test_checks import RANKS, TENSORS, arguments_of, changed, more
 
-import tdnet_ops  # noqa: F401  (registers the operators)
+test_checks = samples.load(Path(__file__).with_name("test_checks.py"))
+changed, more = test_checks.changed, test_checks.more
 
 BAD_CALLS = {}
 
@@ -35,9 +36,9 @@ ALL_DTYPES = all_dtypes()
 
 
 def change_each_tensor():
-    for operator, name in TENSORS:
-        rank = RANKS[operator][name]
-        bad(f"{name}-missing", operator, arguments_of(operator, **{name: None}))
+    for operator, name in test_checks.TENSORS:
+        rank = test_checks.RANKS[operator][name]
+        bad(f"{name}-missing", operator, samples.example(operator, **{name: None}))
         bad(f"{name}-rank", operator, changed(operator, name, lambda x: x[None]))
         bad(f"{name}-scalar", operator, changed(operator, name, lambda x: x.new_zeros(())))
         for dim in range(rank):
@@ -52,17 +53,17 @@ def change_each_tensor():
 
 change_each_tensor()
 for operator, name, value, _ in test_checks.NUMBERS:
-    bad(f"{name}-{value}", operator, arguments_of(operator, **{name: value}))
+    bad(f"{name}-{value}", operator, samples.example(operator, **{name: value}))
 bad(
     "many-classes",
     "upsample_argmax",
-    arguments_of("upsample_argmax", logits=torch.zeros(1, 257, 2, 2)),
+    samples.example("upsample_argmax", logits=torch.zeros(1, 257, 2, 2)),
 )
 for shape in ((3, 5, 5, 5), (3, 5, 3, 1), (0, 5, 3, 3), (3, 5, 1, 3)):
-    wrong = arguments_of("block_sum_update", weight=torch.zeros(shape))
+    wrong = samples.example("block_sum_update", weight=torch.zeros(shape))
     bad(f"weight-{shape}", "block_sum_update", wrong)
 for padding, dilation in ((0, 2), (0, 3), (1, 9), (2**31 - 1, 2**31 - 1), (2**31, 1), (0, 2**31)):
-    wrong = arguments_of("block_sum_update", padding=padding, dilation=dilation)
+    wrong = samples.example("block_sum_update", padding=padding, dilation=dilation)
     bad(f"{padding}-{dilation}", "block_sum_update", wrong)
 
 
