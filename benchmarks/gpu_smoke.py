@@ -282,7 +282,10 @@ def main(arguments: Sequence[str]) -> int:
         torch.backends.cudnn.allow_tf32 = False  # for the definitions' convolutions
         return 1 if run_steps(options.steps, Setting(options.backend, device, on_cpu)) else 0
     names = [x for x in backends.preference(device.type) if x != "reference"]
-    refused = {name: backends.refusal(name, device, torch.float32) for name in names}
+    refused = {
+        name: backends.why_unavailable(name, "spatial_pool", device, torch.float32)
+        for name in names
+    }
     for name, reason in refused.items():
         if reason:
             print(f"{name:7} FAILED: cannot run here: {reason}", flush=True)

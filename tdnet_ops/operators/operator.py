@@ -7,16 +7,15 @@ torch; the schema of an operator, its defaults too, stands in csrc/schemas.h alo
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 # _library defines the schemas.
 from tdnet_ops import _library, backends, reference  # noqa: F401
@@ -63,7 +62,8 @@ class Operator:
         arguments = self.schema.arguments
         names = [argument.name for argument in arguments]
         defaults = [a.default_value for a in arguments if a.has_default_value()]
-        tuple_type: Any = namedtuple(f"{self.name}_arguments", names, defaults=defaults)
+        make_type: Any = collections.namedtuple
+        tuple_type = make_type(f"{self.name}_arguments", names, defaults=defaults)
         object.__setattr__(self, "_arguments", tuple_type)
         object.__setattr__(self, "takes_tf32", "allow_tf32" in names)
 
@@ -116,16 +116,17 @@ def call(
         RuntimeError: the forced backend cannot run it, with the reason; memory does not suffice.
     """
     tensor = backends.deciding_tensor(*like)
-    chosen = backends.choose(operator, tensor, arguments, backend)
-    run = getattr(backends.operators(chosen), operator.name)
-    keywords = {"allow_tf32": backends.allow_tf32(tensor)} if operator.takes_tf32 else {}
     if torch.compiler.is_compiling():
-        return run(*arguments, **keywords)
+        return _run(operator, backend, tensor, arguments)
     try:
-        return run(*arguments, **keywords)
+        return _run(operator, backend, tensor, arguments)
     except RuntimeError:
         # What compiled code throws is a RuntimeError to Python: its twin says which mistake it is.
-        named(operator.check, operator.bind(arguments, keywords))
+        named(operator.check, operator.bind(arguments, {}))
         raise
 
 
+def _run(operator: Operator, backend: str | None, like: Tensor, arguments: Sequence[Any]) -> Any:
+    chosen = backends.choose(operator, like, arguments, backend)
+    keywords = {"allow_tf32": backends.allow_tf32(like)} if operator.takes_tf32 else {}
+    return getattr(backends.operators(chosen), operator.name)(*arguments, **keywords)

@@ -26,6 +26,7 @@ from samples.tolerances import (
     computing_dtype,
 )
 from samples.trees import convert, moved, on_cpu, on_device, tensors, widen
+from tdnet_ops.operators import OPERATORS as records
 
 __all__ = [
     "DENSE",
@@ -77,7 +78,7 @@ OPERATORS: dict[str, OperatorSamples] = {
     for found in pkgutil.iter_modules(operators.__path__)
 }
 NAMES = tuple(OPERATORS)
-DIFFERENTIABLE = tuple(name for name in NAMES if name != "upsample_argmax")
+DIFFERENTIABLE = tuple(name for name in NAMES if records[name].differentiable)
 GPU_ROUNDINGS = {name: told.gpu_roundings for name, told in OPERATORS.items()}
 
 

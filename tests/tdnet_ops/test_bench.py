@@ -239,7 +239,7 @@ def test_engines_refuse_other_dtypes(name):
 
 def test_backends_that_cannot_run_are_refused():
     row = row_of(suite.run_case(ATTENTION, PLAIN, ["cuda"], 0.0), "cuda")
-    reason = backends.refusal("cuda", torch.device("cpu"), torch.float32)
+    reason = backends.why_unavailable("cuda", "spatial_pool", torch.device("cpu"), torch.float32)
     assert (row.status, row.note) == ("refused", reason)
 
 

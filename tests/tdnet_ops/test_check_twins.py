@@ -8,7 +8,11 @@ import pytest
 import samples
 import torch
 
+import tdnet_ops
+from tdnet_ops import backends
+
 test_checks = samples.load(Path(__file__).with_name("test_checks.py"))
+RANKS, TENSORS = test_checks.RANKS, test_checks.TENSORS
 changed, more = test_checks.changed, test_checks.more
 
 BAD_CALLS = {}
@@ -36,8 +40,8 @@ ALL_DTYPES = all_dtypes()
 
 
 def change_each_tensor():
-    for operator, name in test_checks.TENSORS:
-        rank = test_checks.RANKS[operator][name]
+    for operator, name in TENSORS:
+        rank = RANKS[operator][name]
         bad(f"{name}-missing", operator, samples.example(operator, **{name: None}))
         bad(f"{name}-rank", operator, changed(operator, name, lambda x: x[None]))
         bad(f"{name}-scalar", operator, changed(operator, name, lambda x: x.new_zeros(())))
@@ -52,7 +56,7 @@ def change_each_tensor():
 
 
 change_each_tensor()
-for operator, name, value, _ in test_checks.NUMBERS:
+for operator, name, value, _ in test_checks.NUMBERS + test_checks.CONVERTED:
     bad(f"{name}-{value}", operator, samples.example(operator, **{name: value}))
 bad(
     "many-classes",
@@ -73,9 +77,9 @@ def told(name_space, operator, arguments):
     return re.sub(r"tdnet(_reference)?::?", "", str(caught.value))
 
 
-def accepted(operator, arguments):
+def accepted_by(function, arguments):
     try:
-        getattr(torch.ops.tdnet_reference, operator)(*arguments.values())
+        function(**arguments)
     except (RuntimeError, TypeError, ValueError):
         return False
     return True
@@ -84,8 +88,29 @@ def accepted(operator, arguments):
 @pytest.mark.parametrize("call", BAD_CALLS)
 def test_both_say_the_same(call):
     operator, arguments = BAD_CALLS[call]
-    if accepted(operator, arguments):
+    if accepted_by(getattr(torch.ops.tdnet_reference, operator), arguments):
         getattr(torch.ops.tdnet, operator)(*arguments.values())
         return
     in_cpp, in_python = (told(space, operator, arguments) for space in ("tdnet", "tdnet_reference"))
     assert in_cpp == in_python
+
+
+def error_of(function, arguments, **named):
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as caught:
+        function(**arguments, **named)
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("call", BAD_CALLS)
+def test_public_functions_refuse_alike_on_every_backend(call):
+    """One type and one text; memory that does not suffice and the like come later."""
+    operator, arguments = BAD_CALLS[call]
+    function = getattr(tdnet_ops, operator)
+    if accepted_by(function, arguments):
+        return
+    right = error_of(function, arguments, backend="reference")
+    assert right[0] is not RuntimeError
+    assert error_of(function, arguments) == right
+    for backend in backends.preference(samples.DEVICE.type):
+        if backends.has_kernel(backend, operator):
+            assert error_of(function, arguments, backend=backend) == right, backend

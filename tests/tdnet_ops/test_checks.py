@@ -79,6 +79,30 @@ EXTENTS = [
 ]
 
 
+NO_FLOATS = [
+    (torch.int64, "int64|Long"),
+    (torch.uint8, "uint8|Byte"),
+    (torch.bool, "bool|Bool"),
+    (torch.complex64, "complex64|ComplexFloat"),
+]
+EMPTY = [
+    ("spatial_pool", "x", (2, 5, 0, 6)),
+    ("spatial_pool", "x", (2, 5, 6, 0)),
+    ("spatial_pool", "x", (2, 0, 5, 6)),
+    ("pooled_affinity", "k", (2, 6, 0, 6)),
+    ("pooled_affinity", "k", (2, 6, 4, 0)),
+    ("pooled_affinity", "q", (2, 0, 5, 4)),
+    ("attention_propagate", "k", (2, 6, 0, 4)),
+    ("attention_propagate", "q", (2, 0, 5, 6)),
+    ("softmax_propagate", "v", (2, 7, 3, 0)),
+    ("softmax_propagate", "v", (2, 0, 3, 4)),
+    ("block_sum_update", "x", (2, 0, 5, 6)),
+    ("upsample_argmax", "logits", (2, 0, 4, 6)),
+    ("upsample_argmax", "logits", (2, 5, 0, 6)),
+    ("upsample_argmax", "logits", (2, 5, 4, 0)),
+]
+
+
 def changed(operator, name, change):
     wrapped = in_list(operator, name)(change) if (operator, name) in LISTS else change
     return samples.example(operator, **{name: wrapped})
@@ -105,15 +129,7 @@ def test_wrong_rank(route, operator, name):
 
 @pytest.mark.parametrize("route", samples.ROUTES)
 @pytest.mark.parametrize(("operator", "name"), TENSORS)
-@pytest.mark.parametrize(
-    ("dtype", "text"),
-    [
-        (torch.int64, "int64|Long"),
-        (torch.uint8, "uint8|Byte"),
-        (torch.bool, "bool|Bool"),
-        (torch.complex64, "complex64|ComplexFloat"),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "text"), NO_FLOATS)
 def test_wrong_dtype(route, operator, name, dtype, text):
     arguments = changed(operator, name, lambda x: torch.ones(x.shape, dtype=dtype))
     assert_refused(route, operator, arguments, name, text)
@@ -184,25 +200,7 @@ def test_mismatched_extent(route, operator, name, dim):
 
 
 @pytest.mark.parametrize("route", samples.ROUTES)
-@pytest.mark.parametrize(
-    ("operator", "name", "shape"),
-    [
-        ("spatial_pool", "x", (2, 5, 0, 6)),
-        ("spatial_pool", "x", (2, 5, 6, 0)),
-        ("spatial_pool", "x", (2, 0, 5, 6)),
-        ("pooled_affinity", "k", (2, 6, 0, 6)),
-        ("pooled_affinity", "k", (2, 6, 4, 0)),
-        ("pooled_affinity", "q", (2, 0, 5, 4)),
-        ("attention_propagate", "k", (2, 6, 0, 4)),
-        ("attention_propagate", "q", (2, 0, 5, 6)),
-        ("softmax_propagate", "v", (2, 7, 3, 0)),
-        ("softmax_propagate", "v", (2, 0, 3, 4)),
-        ("block_sum_update", "x", (2, 0, 5, 6)),
-        ("upsample_argmax", "logits", (2, 0, 4, 6)),
-        ("upsample_argmax", "logits", (2, 5, 0, 6)),
-        ("upsample_argmax", "logits", (2, 5, 4, 0)),
-    ],
-)
+@pytest.mark.parametrize(("operator", "name", "shape"), EMPTY)
 def test_empty_maps(route, operator, name, shape):
     arguments = samples.example(operator, **{name: torch.zeros(shape)})
     assert_refused(route, operator, arguments, name, re.escape(str(list(shape))))

@@ -48,23 +48,6 @@ def test_opcheck_of_the_backward_operator(name_space, weighted):
     torch.library.opcheck(overload, arguments)
 
 
-def test_every_operator_has_samples():
-    """A new operator cannot be forgotten here."""
-    public = {
-        name
-        for name, value in vars(tdnet_ops).items()
-        if inspect.isfunction(value) and "backend" in inspect.signature(value).parameters
-    }
-    assert public == set(samples.NAMES)
-    defined = {
-        str(schema.name).partition("::")[2]
-        for schema in torch._C._jit_get_all_schemas()
-        if schema.name.startswith("tdnet::")
-    }
-    private = {"attention_propagate_forward", "attention_propagate_backward"}
-    assert defined == {*samples.NAMES, *private}
-
-
 @pytest.mark.parametrize("sample", MIDDLE, ids=str)
 def test_meta_tensors_give_the_shape(sample):
     arguments = samples.convert(sample.arguments(), lambda x: x.to("meta"))
