@@ -111,17 +111,8 @@ Tensor convolve_blocks(const Tensor& layout, const std::array<int64_t, 4>& shape
     }
   }
 
-  std::optional<Tensor> packed_bias, even_residual = residual;
-  if (bias) packed_bias = torch::stable::contiguous(*bias);
-  Tokens residual_tokens{};
-  if (even_residual) residual_tokens = tokens(*even_residual);
-  Tensor out = empty_float_map(layout, shape);
-  const bool channels_last = layout.stride(1) == 1;
-  const int64_t out_channel = channels_last ? 1 : pixels,
-                out_token = channels_last ? out_channels : 1;
-  const float* bias_data = packed_bias ? packed_bias->const_data_ptr<float>() : nullptr;
-  float* out_data = out.mutable_data_ptr<float>();
-
+  const Tensor out = empty_float_map(layout, shape);
+  const Output output(out, bias, residual, options.relu);
   const int64_t tiles = divide_up(pixels, loops.lanes);
   const int64_t panel_size = int64_t{loops.depth} * loops.lanes;
   const Workspace workspace{panel_size + strips * loops.rows * loops.lanes, "sums of channels"};
@@ -145,20 +136,8 @@ Tensor convolve_blocks(const Tensor& layout, const std::array<int64_t, 4>& shape
         }
       }
       for (int64_t strip = 0; strip < strips; ++strip) {
-        const int64_t channel = strip * loops.rows;
-        loops.finish_block(
-            sums + strip * loops.rows * loops.lanes,
-            {.bias = bias_data ? bias_data + channel : nullptr,
-             .residual = even_residual ? residual_tokens.at(b, channel, first) : nullptr,
-             .residual_channel = residual_tokens.channel,
-             .residual_token = residual_tokens.token,
-             .out =
-                 out_data + b * out_channels * pixels + channel * out_channel + first * out_token,
-             .out_channel = out_channel,
-             .out_token = out_token,
-             .rows = std::min<int64_t>(loops.rows, out_channels - channel),
-             .lanes = std::min<int64_t>(loops.lanes, pixels - first),
-             .relu = options.relu});
+        loops.finish_block(sums + strip * loops.rows * loops.lanes,
+                           output.epilogue(b, strip * loops.rows, first));
       }
     }
   });

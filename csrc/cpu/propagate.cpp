@@ -65,20 +65,8 @@ void finish_tile(const Propagation& problem, const TileLoops& loops, int64_t b, 
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t query = first + p * loops.lanes;
     for (int64_t strip = 0; strip < strips; ++strip) {
-      const int64_t channel = strip * loops.rows;
-      const Tokens* residual = problem.residual;
       loops.finish_block(sums + (p * strips + strip) * loops.rows * loops.lanes,
-                         {.bias = problem.bias ? problem.bias + channel : nullptr,
-                          .residual = residual ? residual->at(b, channel, query) : nullptr,
-                          .residual_channel = residual ? residual->channel : 0,
-                          .residual_token = residual ? residual->token : 0,
-                          .out = problem.out + b * problem.out_batch +
-                                 channel * problem.out_channel + query * problem.out_token,
-                          .out_channel = problem.out_channel,
-                          .out_token = problem.out_token,
-                          .rows = std::min<int64_t>(loops.rows, problem.channels - channel),
-                          .lanes = std::min<int64_t>(loops.lanes, problem.queries - query),
-                          .relu = false});
+                         problem.output.epilogue(b, strip * loops.rows, query));
     }
   }
 }
@@ -147,24 +135,13 @@ Tensor propagate_projected(const Tensor& layout, const std::array<int64_t, 4>& s
                                   ? Tokens{values.const_data_ptr<float>(), values.stride(0),
                                            values.stride(2), values.stride(1)}
                                   : tokens(values);
-  std::optional<Tensor> residual = projection.residual;
-  Tokens residual_tokens{};
-  if (residual) residual_tokens = tokens(*residual);
-  std::optional<Tensor> bias;
-  if (projection.bias) bias = torch::stable::contiguous(*projection.bias);
-  Tensor out = empty_float_map(layout, shape);
-  const bool channels_last = layout.stride(1) == 1;
+  const Tensor out = empty_float_map(layout, shape);
   propagate({.batch = batch,
              .queries = queries,
              .keys = keys,
              .channels = channels,
              .values = value_tokens,
-             .bias = bias ? bias->const_data_ptr<float>() : nullptr,
-             .residual = residual ? &residual_tokens : nullptr,
-             .out = out.mutable_data_ptr<float>(),
-             .out_batch = channels * queries,
-             .out_channel = channels_last ? 1 : queries,
-             .out_token = channels_last ? channels : 1,
+             .output = Output(out, projection.bias, projection.residual, false),
              .log_sum_exp = log_sum_exp},
             logits);
   return out;

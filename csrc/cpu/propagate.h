@@ -13,11 +13,8 @@ namespace tdnet::cpu {
 
 struct Propagation {
   int64_t batch, queries, keys, channels;
-  Tokens values;  // [B, channels, keys]
-  const float* bias;
-  const Tokens* residual;
-  float* out;
-  int64_t out_batch, out_channel, out_token;
+  Tokens values;       // [B, channels, keys]
+  Output output;       // [B, channels, queries]
   float* log_sum_exp;  // of the logits, [B, queries], or null
 };
 

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -79,6 +80,24 @@ struct Tokens {
 
 // `map` is replaced by a contiguous copy where its pixels are not evenly spaced (a spatial slice).
 Tokens tokens(torch::stable::Tensor& map);
+
+// A whole map of results [B, C, H, W], NCHW or channels_last, whose finished blocks are
+// relu?(block + bias + residual).
+class Output {
+ public:
+  Output(const torch::stable::Tensor& map, const std::optional<torch::stable::Tensor>& bias,
+         const std::optional<torch::stable::Tensor>& residual, bool relu);
+
+  // Of the block whose first row is `channel` and whose first lane is `token`.
+  Epilogue epilogue(int64_t b, int64_t channel, int64_t token) const;
+
+ private:
+  std::optional<torch::stable::Tensor> bias_, residual_;
+  float* data_;
+  int64_t batch_, channel_, token_, channels_, count_;
+  std::optional<Tokens> residual_tokens_;
+  bool relu_;
+};
 
 // out[c * width + i] = source(first + i, c) * factor, zero from token `end` on: `width` tokens side
 // by side.
