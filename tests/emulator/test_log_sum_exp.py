@@ -57,7 +57,10 @@ def expected_rows(q, k, scale):
 def check(q, k, v, scale, tolerance=2e-5, **options):
     _, log_sum_exp = forward(q, k, v, scale, **options)
     torch.testing.assert_close(
-        log_sum_exp.double(), expected_rows(q, k, scale), rtol=tolerance, atol=tolerance,
+        log_sum_exp.double(),
+        expected_rows(q, k, scale),
+        rtol=tolerance,
+        atol=tolerance,
         equal_nan=True,
     )
     return log_sum_exp

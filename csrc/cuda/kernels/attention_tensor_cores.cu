@@ -855,10 +855,8 @@ cudaError_t launch_shape(const Attention<T>& problem, cudaStream_t stream) {
   p.out = with_long_rows(p.out);
   parameters.vectors = has_vectors(p.out, parameters.along_tokens) &&
                        (!p.residual.data || has_vectors(p.residual, parameters.along_tokens));
-  const int64_t blocks = int64_t{parameters.slices} * parameters.query_tiles * p.batch;
-  // More than a grid holds: the launch then fails with its own error.
-  const dim3 grid(static_cast<unsigned>(std::min<int64_t>(blocks, 0xffffffff)),
-                  std::max(p.partial.splits, 1));
+  const dim3 grid(grid_x(int64_t{parameters.slices} * parameters.query_tiles, p.batch),
+                  p.partial.splits);
   return launch(attend<T, Shape>, grid, dim3(kThreads), Shape::kBytes, stream, parameters);
 }
 
