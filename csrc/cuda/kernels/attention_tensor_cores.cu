@@ -27,7 +27,8 @@
 //     weights, two tiles; queries                32,768           16,384           32,768
 //     or the result, instead of all three        73,728           73,728           73,728
 //     maxima, row sums, work                      5,168            5,168            5,168
-//   registers of a thread                           255         253..255         231..255
+//   registers of a thread, sm_80                     255              253              231
+//   ... and sm_86 to sm_120, up to                   255              255              249
 //     sums / queries / weights             128 / 32 / 32    128 / 32 / 16     64 / 32 / 32
 // No register spills on sm_80 to sm_120. One block fills the registers of a multiprocessor. Of the
 // two wide shapes the first waits at half as many barriers; the second is for GPUs where a block
@@ -855,10 +856,8 @@ cudaError_t launch_shape(const Attention<T>& problem, cudaStream_t stream) {
   p.out = with_long_rows(p.out);
   parameters.vectors = has_vectors(p.out, parameters.along_tokens) &&
                        (!p.residual.data || has_vectors(p.residual, parameters.along_tokens));
-  const int64_t blocks = int64_t{parameters.slices} * parameters.query_tiles * p.batch;
-  // More than a grid holds: the launch then fails with its own error.
-  const dim3 grid(static_cast<unsigned>(std::min<int64_t>(blocks, 0xffffffff)),
-                  std::max(p.partial.splits, 1));
+  const dim3 grid(grid_x(int64_t{parameters.slices} * parameters.query_tiles, p.batch),
+                  p.partial.splits);
   return launch(attend<T, Shape>, grid, dim3(kThreads), Shape::kBytes, stream, parameters);
 }
 
