@@ -107,9 +107,7 @@ def first_result_of(by: Any, overload: Any) -> Callable[..., Any]:
     return _kernel(overload._schema.name.partition("::")[2], overload, differentiated)
 
 
-def _kernel(
-    name: str, overload: Any, differentiated: Callable[..., Any]
-) -> Callable[..., Any]:
+def _kernel(name: str, overload: Any, differentiated: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
         if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
             _refuse_tangents(name, arguments)

@@ -14,13 +14,16 @@ import functools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from tdnet_ops import _library
+
+if TYPE_CHECKING:
+    from tdnet_ops.operators.operator import Operator
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -31,15 +34,6 @@ NAME_SPACES = {
     "triton": "tdnet_triton",
     "reference": "tdnet_reference",
 }
-
-
-class Operator(Protocol):
-    """What is asked of an operator, see tdnet_ops.operators.operator."""
-
-    name: str
-    limits: Mapping[str, Callable[..., str | None]]
-
-    def bind(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any: ...
 
 
 class _Forced(threading.local):
@@ -185,11 +179,10 @@ def why_unavailable(
 
 
 @_constant
-def _first_available(operator: str, device: torch.device, dtype: torch.dtype) -> str:
+def first_available(operator: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs an operator where none is forced and no kernel refuses the call."""
     return next(
-        name
-        for name in preference(device.type)
-        if _why_not(name, operator, device, dtype) is None
+        name for name in preference(device.type) if _why_not(name, operator, device, dtype) is None
     )
 
 
@@ -243,7 +236,7 @@ def choose(
         require(forced, operator, like, arguments)
         return forced
     if not operator.limits:
-        return _first_available(operator.name, like.device, like.dtype)
+        return first_available(operator.name, like.device, like.dtype)
     return _first_without_refusal(preference(like.device.type), operator, like, arguments)
 
 

@@ -47,7 +47,8 @@ def products_in(like: Tensor, allow_tf32: bool) -> Iterator[None]:
         yield
         return
     wanted = "tf32" if allow_tf32 else "ieee"
-    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    cudnn: Any = torch.backends.cudnn
+    settings: list[Any] = [torch.backends.cuda.matmul, cudnn.conv]
     before = [setting.fp32_precision for setting in settings]
     try:
         for setting in settings:

@@ -1,4 +1,4 @@
-"""Gives every operator of tdnet_ops/operators to torch: fakes, autograd, autocast, vmap, references.
+"""Gives every operator to torch: fakes, autograd, autocast, vmap, definitions.
 
 Three name spaces have the same schemas: `tdnet` (compiled kernels, the definition for other devices
 and for what has no kernel), `tdnet_triton` and `tdnet_reference`.
@@ -86,7 +86,9 @@ def _autograd_kernel(name_space: str, operator: Operator, overload: Any) -> Call
         ops = backends.operators_like(name_space, OPERATORS[name], arguments)
         return getattr(ops, name)(*arguments, **keywords)
 
-    return autograd.autograd_kernel(operator, overload, functools.partial(operator.gradient, another))
+    assert operator.gradient is not None
+    gradient = functools.partial(operator.gradient, another)
+    return autograd.autograd_kernel(operator, overload, gradient)
 
 
 def _register(operator: Operator, name_space: str, library: torch.library.Library) -> None:

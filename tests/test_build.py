@@ -421,7 +421,7 @@ def test_library_needs_no_particular_torch_build():
 
 
 def test_streams_of_torch_are_found_by_name():
-    """csrc/cuda/launchers/device.h asks libtorch_cuda for them, which torch has loaded if it has CUDA."""
+    """csrc/cuda/launchers/device.h asks libtorch_cuda, which torch has loaded if it has CUDA."""
     program = (
         "import ctypes, os, torch; "
         "ctypes.CDLL('libtorch_cuda.so', mode=os.RTLD_NOLOAD | os.RTLD_LAZY)"

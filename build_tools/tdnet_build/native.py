@@ -129,7 +129,7 @@ def build_library(folder: Path) -> Path:
     configure(plan, folder)
     if plan.cuda.architectures:
         try:
-            build(folder, "cuda_kernels")
+            build(folder, "cuda")
         except BuildError as error:
             if os.environ.get("TDNET_CUDA") == "1":
                 raise

@@ -37,9 +37,7 @@ def in_chunks(
     scale = gradients.scale_of(q, scale)
     with gradients.products_in(q, allow_tf32):
         values = gradients.fold(v, weight)
-        queries, keys, grad_tokens = (
-            gradients.tokens(gradients.wide(x)) for x in (q, k, grad)
-        )
+        queries, keys, grad_tokens = (gradients.tokens(gradients.wide(x)) for x in (q, k, grad))
         grad_queries = torch.empty_like(queries)
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
         chunk = max(1, _CHUNK_LOGITS // max(1, keys.shape[0] * keys.shape[1]))

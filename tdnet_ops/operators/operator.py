@@ -7,16 +7,15 @@ torch; the schema of an operator, its defaults too, stands in csrc/schemas.h alo
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 # _library defines the schemas.
 from tdnet_ops import _library, backends, reference  # noqa: F401
@@ -63,7 +62,8 @@ class Operator:
         arguments = self.schema.arguments
         names = [argument.name for argument in arguments]
         defaults = [a.default_value for a in arguments if a.has_default_value()]
-        tuple_type: Any = namedtuple(f"{self.name}_arguments", names, defaults=defaults)
+        make_type: Any = collections.namedtuple
+        tuple_type = make_type(f"{self.name}_arguments", names, defaults=defaults)
         object.__setattr__(self, "_arguments", tuple_type)
         object.__setattr__(self, "takes_tf32", "allow_tf32" in names)
 
@@ -127,5 +127,3 @@ def call(
         # What compiled code throws is a RuntimeError to Python: its twin says which mistake it is.
         named(operator.check, operator.bind(arguments, keywords))
         raise
-
-

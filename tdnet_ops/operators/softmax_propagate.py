@@ -62,9 +62,7 @@ def check_softmax_propagate(
             f"size: expected height x width = {affinity.shape[1]}, the queries of affinity, "
             f"got {tuple(size)}"
         )
-    return checks.check_projection(
-        "affinity", affinity, v.shape[1], size, residual, weight, bias
-    )
+    return checks.check_projection("affinity", affinity, v.shape[1], size, residual, weight, bias)
 
 
 def _save(ctx: Any, a: Any, output: Tensor) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from tdnet_ops import checks
+from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import convolve
 from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
@@ -25,8 +25,10 @@ def block_sum_update(
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As tdnet_ops.block_sum_update: one launch writes both; the sum has the order of the list."""
-    checks.block_sum_update(partials, index, x, weight, bias, padding, dilation, activation)
-    partial, total = (convolve.convolved_map(x, weight, padding, dilation) for _ in range(2))
+    operator = OPERATORS["block_sum_update"]
+    partial, total = operator.result(
+        partials, index, x, weight, bias, padding, dilation, activation
+    )
     convolve.sum_convolutions(
         [x],
         [weight],

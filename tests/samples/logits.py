@@ -15,6 +15,11 @@ def growing(largest: float) -> Logits:
     return lambda queries, keys: torch.linspace(0, largest, keys).expand(queries, keys)
 
 
+def step(first: int, height: float) -> Logits:
+    """`height` from key `first` on, 0 before it."""
+    return lambda queries, keys: ((torch.arange(keys) >= first) * height).expand(queries, keys)
+
+
 def spike(query: int, key: int, height: float) -> Logits:
     """Of one query and key."""
 

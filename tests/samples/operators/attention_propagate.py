@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from samples.logits import Logits, growing, low, spike, unseen
+from samples.logits import Logits, growing, low, spike, step, unseen
 from samples.sample import Arguments, Build, Numbers, OperatorSamples, Shape, Size
 
 
@@ -90,6 +90,9 @@ TILES: dict[str, Shape] = {
     "negative": (1, 64, 136, 144, (3, 45), (3, 67), "rb", -0.125, spike(33, 100, 20.0)),
     "huge": (1, 64, 136, None, (3, 45), (3, 67), "hb"),
     "huge_narrow": (1, 64, 24, None, (3, 45), (10, 32), "hb", None, growing(20.0)),
+    # Weights grow by less than what moves the maximum, for the sum of all but one tile.
+    "huge_later": (1, 64, 24, None, (2, 8), (5, 64), "h", 0.01, step(64, 5.9)),
+    "parts_of_two_maps": (2, 64, 24, None, (3, 5), (3, 67), "r", None, growing(9.0)),
     "low": (1, 64, 24, None, (3, 45), (3, 67), "", None, low),
     "unseen": (1, 64, 24, None, (4, 33), (5, 52), "", None, unseen(slice(0, 130))),
     # All other kernels.
