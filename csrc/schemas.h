@@ -26,10 +26,6 @@ void define_operators(Library& m) {
       "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
       "-> (Tensor, Tensor)");
   m.def(
-      "attention_propagate_forward(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
-      "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
-      "-> (Tensor, Tensor)");
-  m.def(
       "attention_propagate_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? weight, "
       "Tensor log_sum_exp, float? scale, *, bool allow_tf32=False) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
