@@ -471,10 +471,10 @@ def test_multiply_adds_of_lower_instruction_sets(instruction_set):
 
 def test_multiply_adds_take_whole_blocks():
     for wrong, got in (
-        (torch.ones(383), r"Float \[383\]"),
-        (torch.ones(384, dtype=torch.float64), r"Double \[384\]"),
-        (torch.ones(768)[::2], r"Float \[384\]"),
-        (torch.ones(2, 384), r"Float \[2, 384\]"),
+        (torch.ones(383), r"torch.float32 \[383\]"),
+        (torch.ones(384, dtype=torch.float64), r"torch.float64 \[384\]"),
+        (torch.ones(768)[::2], r"torch.float32 \[384\]"),
+        (torch.ones(2, 384), r"torch.float32 \[2, 384\]"),
     ):
         with pytest.raises(RuntimeError, match=rf"x: expected .*\[blocks \* 384\], got {got}"):
             torch.ops.tdnet_bench.multiply_adds(wrong, 1)
