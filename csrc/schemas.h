@@ -18,6 +18,7 @@ void define_operators(Library& m) {
       "attention_propagate(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
       "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
       "-> Tensor");
+  // Private: the log-sum-exp [B, N] of each query's scaled logits too, for the backward pass.
   m.def(
       "attention_propagate_forward(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
       "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "

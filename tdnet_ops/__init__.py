@@ -1,7 +1,9 @@
 """Fused attention-propagation operators over feature maps, for PyTorch."""
 
-from tdnet_ops.backends import backend, build_info
-from tdnet_ops.functional import (
+from tdnet_ops import registration  # noqa: F401  gives the operators to torch
+from tdnet_ops.backends import backend
+from tdnet_ops.info import build_info
+from tdnet_ops.operators import (
     attention_propagate,
     block_sum_reduce,
     block_sum_update,

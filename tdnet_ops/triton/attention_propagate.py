@@ -11,7 +11,6 @@ stay in registers. The affinity never exists.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -19,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.layouts import empty_map
+from tdnet_ops import gradients
+from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps, projection
 from tdnet_ops.triton.shared.attention_tiles import ShapeClass, candidates
 from tdnet_ops.triton.shared.maps import load_tile, store_tile
@@ -101,7 +100,9 @@ def attention_propagate(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.attention_propagate."""
-    return propagate(q, k, v, residual, weight, bias, scale, allow_tf32, log_sum_exp=None)
+    out = OPERATORS["attention_propagate"].result(q, k, v, residual, weight, bias)
+    propagate(q, k, v, residual, weight, bias, scale, allow_tf32, out, log_sum_exp=None)
+    return out
 
 
 def propagate(
@@ -113,19 +114,16 @@ def propagate(
     bias: Tensor | None,
     scale: float | None,
     allow_tf32: bool,
+    out: Tensor,
     log_sum_exp: Tensor | None,
-) -> Tensor:
-    """The same; fills in `log_sum_exp` of the scaled logits, [B, N] in float32, if given."""
-    checks.attention_propagate(q, k, v, residual, weight, bias)
-    channels = v.shape[1] if weight is None else weight.shape[0]
-    out = empty_map(q, [q.shape[0], channels, *q.shape[2:]])
-    scale = 1 / math.sqrt(q.shape[1]) if scale is None else scale
+) -> None:
+    """Fills in `out`, and `log_sum_exp` of the scaled logits, [B, N] in float32, if given."""
+    scale = gradients.scale_of(q, scale)
 
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
         _attend(q, k, values, addend, result, log_sum_exp, scale, allow_tf32)
 
     projection.propagate(v, residual, weight, bias, out, allow_tf32, attend_to)
-    return out
 
 
 def _attend(

@@ -15,7 +15,6 @@ are the same every time.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -267,7 +266,8 @@ def attention_propagate_backward(
     if grad.numel() == 0:
         grad_weight = q.new_empty(0) if weight is None else weight.new_zeros(weight.shape)
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), grad_weight
-    values = gradients.fold(v, weight).to(v.dtype)
+    with gradients.products_in(q, allow_tf32):
+        values = gradients.fold(v, weight).to(v.dtype)
     kind = launch.kind(q, allow_tf32)
     batch, channels, queries, keys = *q.shape[:2], q[0, 0].numel(), k[0, 0].numel()
     sizes = Sizes(
@@ -275,7 +275,7 @@ def attention_propagate_backward(
         keys=keys,
         key_channels=channels,
         channels=values.shape[2],
-        scale=1 / math.sqrt(channels) if scale is None else scale,
+        scale=gradients.scale_of(q, scale),
     )
     shape_class = f"{kind}{launch.strided(q, k, grad)}"
     rows = Rows(log_sum_exp.contiguous(), q.new_empty([batch, queries], dtype=torch.float32))
@@ -310,7 +310,8 @@ def attention_propagate_backward(
     )
     grad_keys = _sum_over_queries(key_gradients, q, kind, shape_class, inputs, channels)
     grad_values = _sum_over_queries(value_gradients, q, kind, shape_class, inputs, values.shape[2])
-    grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
+    with gradients.products_in(q, allow_tf32):
+        grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
     return (
         grad_q,
         gradients.as_map(grad_keys, k).contiguous(),

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import torch
 from torch import Tensor
 
+from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.attention_propagate import example_arguments, propagate
 from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
@@ -30,8 +30,9 @@ def attention_propagate_forward(
 
     -inf for a row of -inf, NaN for one with NaN or inf: where the softmax is NaN.
     """
-    log_sum_exp = q.new_empty([q.shape[0], q.shape[2:].numel()], dtype=torch.float32)
-    out = propagate(q, k, v, residual, weight, bias, scale, allow_tf32, log_sum_exp)
+    operator = OPERATORS["attention_propagate_forward"]
+    out, log_sum_exp = operator.result(q, k, v, residual, weight, bias)
+    propagate(q, k, v, residual, weight, bias, scale, allow_tf32, out, log_sum_exp)
     return out, log_sum_exp
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from tdnet_ops import checks
+from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import convolve
 from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
@@ -23,8 +23,8 @@ def block_sum_reduce(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.block_sum_reduce: one launch, the blocks are never concatenated."""
-    checks.block_sum_reduce(blocks, weights, bias, padding, dilation, activation)
-    out = convolve.convolved_map(blocks[0], weights[0], padding, dilation)
+    operator = OPERATORS["block_sum_reduce"]
+    out = operator.result(blocks, weights, bias, padding, dilation, activation)
     convolve.sum_convolutions(
         blocks,
         weights,

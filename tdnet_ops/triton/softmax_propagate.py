@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.layouts import empty_map
+from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps, projection
 from tdnet_ops.triton.shared.attention_tiles import ShapeClass, candidates
 from tdnet_ops.triton.shared.maps import load_tile, store_tile, tile_pointers
@@ -76,9 +75,7 @@ def softmax_propagate(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.softmax_propagate."""
-    checks.softmax_propagate(affinity, v, size, residual, weight, bias)
-    channels = v.shape[1] if weight is None else weight.shape[0]
-    out = empty_map(v if residual is None else residual, [v.shape[0], channels, *size])
+    out = OPERATORS["softmax_propagate"].result(affinity, v, size, residual, weight, bias)
 
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
         _attend(affinity, values, addend, result, allow_tf32)

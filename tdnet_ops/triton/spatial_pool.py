@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.layouts import empty_map
+from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps
 from tdnet_ops.triton.shared.maps import store_tile
 from tdnet_ops.triton.shared.windows import Window, pool_tile
@@ -48,10 +47,8 @@ def pool(
 
 def spatial_pool(x: Tensor, stride: int, mode: str = "max") -> Tensor:
     """As tdnet_ops.spatial_pool."""
-    checks.spatial_pool(x, stride, mode)
-    batch, channels, height, width = x.shape
-    out_height, out_width = launch.cdiv(height, stride), launch.cdiv(width, stride)
-    out = empty_map(x, [batch, channels, out_height, out_width])
+    out = OPERATORS["spatial_pool"].result(x, stride, mode)
+    batch, channels, out_height, out_width = out.shape
     if out.numel() == 0:
         return out
     adjacent = "channels" if x.stride(1) == 1 else "pixels"

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
+from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps
 from tdnet_ops.triton.tuning.table import Configuration
 from tdnet_ops.triton.tuning.workloads import Inputs, Workload
@@ -106,9 +106,8 @@ def upsample_argmax(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As tdnet_ops.upsample_argmax."""
-    dtype = checks.upsample_argmax(logits, size, dtype)
+    labels = OPERATORS["upsample_argmax"].result(logits, size, align_corners, dtype)
     batch, classes, height, width = logits.shape
-    labels = logits.new_empty([batch, size[0], size[1]], dtype=dtype)
     if labels.numel() == 0:
         return labels
     launch.launch(

@@ -17,8 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.layouts import empty_map
 from tdnet_ops.triton.shared import launch, maps
 from tdnet_ops.triton.shared.maps import load_tile, store_tile
 from tdnet_ops.triton.shared.products import multiply_add, precision
@@ -106,11 +104,6 @@ def convolve(
         # NaN stays NaN.
         result = tl.where(result < 0.0, 0.0, result)
     store_tile(total, b, pixel, out_pixels, out_channel, out_channels, result)
-
-
-def convolved_map(x: Tensor, weight: Tensor, padding: int, dilation: int) -> Tensor:
-    """The result of one convolution, empty."""
-    return empty_map(x, checks.convolved_shape(x, weight, padding, dilation))
 
 
 def sum_convolutions(
