@@ -264,8 +264,8 @@ def attention_propagate_backward(
         log_sum_exp: [B, N] in float32, of attention_propagate_forward.
     """
     if grad.numel() == 0:
-        grad_weight = q.new_empty(0) if weight is None else weight.new_zeros(weight.shape)
-        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), grad_weight
+        none = q.new_empty(0) if weight is None else weight.new_zeros(weight.shape)
+        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), none
     with gradients.products_in(q, allow_tf32):
         values = gradients.fold(v, weight).to(v.dtype)
     kind = launch.kind(q, allow_tf32)
