@@ -100,15 +100,12 @@ def attention_propagate(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.attention_propagate."""
-    arguments = (q, k, v, residual, weight, bias, scale)
-    out = OPERATORS["attention_propagate"].result(*arguments)
-    propagate_into(out, None, *arguments, allow_tf32)
+    out = OPERATORS["attention_propagate"].result(q, k, v, residual, weight, bias)
+    propagate(q, k, v, residual, weight, bias, scale, allow_tf32, out, log_sum_exp=None)
     return out
 
 
-def propagate_into(
-    out: Tensor,
-    log_sum_exp: Tensor | None,
+def propagate(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -117,8 +114,10 @@ def propagate_into(
     bias: Tensor | None,
     scale: float | None,
     allow_tf32: bool,
+    out: Tensor,
+    log_sum_exp: Tensor | None,
 ) -> None:
-    """Fills in the result, and the log-sum-exp of each query, [B, N] in float32, if given."""
+    """Fills in `out`, and `log_sum_exp` of the scaled logits, [B, N] in float32, if given."""
     scale = gradients.scale_of(q, scale)
 
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:

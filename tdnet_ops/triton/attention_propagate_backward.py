@@ -264,9 +264,10 @@ def attention_propagate_backward(
         log_sum_exp: [B, N] in float32, of attention_propagate_forward.
     """
     if grad.numel() == 0:
-        of_weight = q.new_empty(0) if weight is None else weight.new_zeros(weight.shape)
-        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), of_weight
-    values = gradients.fold(v, weight).to(v.dtype)
+        none = q.new_empty(0) if weight is None else weight.new_zeros(weight.shape)
+        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), none
+    with gradients.products_in(q, allow_tf32):
+        values = gradients.fold(v, weight).to(v.dtype)
     kind = launch.kind(q, allow_tf32)
     batch, channels, queries, keys = *q.shape[:2], q[0, 0].numel(), k[0, 0].numel()
     sizes = Sizes(
@@ -309,7 +310,8 @@ def attention_propagate_backward(
     )
     grad_keys = _sum_over_queries(key_gradients, q, kind, shape_class, inputs, channels)
     grad_values = _sum_over_queries(value_gradients, q, kind, shape_class, inputs, values.shape[2])
-    grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
+    with gradients.products_in(q, allow_tf32):
+        grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
     return (
         grad_q,
         gradients.as_map(grad_keys, k).contiguous(),

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from tdnet_ops.operators import OPERATORS
-from tdnet_ops.triton.attention_propagate import example_arguments, propagate_into
+from tdnet_ops.triton.attention_propagate import example_arguments, propagate
 from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 
@@ -30,9 +30,9 @@ def attention_propagate_forward(
 
     -inf for a row of -inf, NaN for one with NaN or inf: where the softmax is NaN.
     """
-    arguments = (q, k, v, residual, weight, bias, scale)
-    out, log_sum_exp = OPERATORS["attention_propagate_forward"].result(*arguments)
-    propagate_into(out, log_sum_exp, *arguments, allow_tf32)
+    operator = OPERATORS["attention_propagate_forward"]
+    out, log_sum_exp = operator.result(q, k, v, residual, weight, bias)
+    propagate(q, k, v, residual, weight, bias, scale, allow_tf32, out, log_sum_exp)
     return out, log_sum_exp
 
 

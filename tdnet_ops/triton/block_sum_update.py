@@ -26,14 +26,13 @@ def block_sum_update(
 ) -> tuple[Tensor, Tensor]:
     """As tdnet_ops.block_sum_update: one launch writes both; the sum has the order of the list."""
     operator = OPERATORS["block_sum_update"]
-    partial, total = operator.result(
-        partials, index, x, weight, bias, padding, dilation, activation
-    )
+    arguments = (partials, index, x, weight, bias, padding, dilation, activation)
+    new_partial, total = operator.result(*arguments)
     convolve.sum_convolutions(
         [x],
         [weight],
         total=total,
-        partial=partial,
+        partial=new_partial,
         addends=[addend for i, addend in enumerate(partials) if i != index],
         index=index,
         bias=bias,
@@ -42,7 +41,7 @@ def block_sum_update(
         relu=activation == "relu",
         allow_tf32=allow_tf32,
     )
-    return partial, total
+    return new_partial, total
 
 
 def workloads(inputs: Inputs) -> Iterator[Workload]:

@@ -83,9 +83,9 @@ def pooled_affinity(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.pooled_affinity."""
-    affinity = OPERATORS["pooled_affinity"].result(q, k, stride, mode, scale)
+    affinity = OPERATORS["pooled_affinity"].result(q, k, stride, mode)
     batch, queries, keys = affinity.shape
-    channels, pooled_width = q.shape[1], checks.pooled_size(k, stride)[1]
+    channels = q.shape[1]
     if affinity.numel() == 0:
         return affinity
     kind = launch.kind(q, allow_tf32)
@@ -105,7 +105,7 @@ def pooled_affinity(
         window=Window.of(k, stride, mode),
         queries=queries,
         keys=keys,
-        pooled_width=pooled_width,
+        pooled_width=checks.pooled_size(k, stride)[1],
         channels=channels,
         scale=gradients.scale_of(q, scale),
         ONE_CHUNK=channels <= 64,

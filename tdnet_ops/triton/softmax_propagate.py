@@ -75,8 +75,7 @@ def softmax_propagate(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.softmax_propagate."""
-    operator = OPERATORS["softmax_propagate"]
-    out = operator.result(affinity, v, size, residual, weight, bias)
+    out = OPERATORS["softmax_propagate"].result(affinity, v, size, residual, weight, bias)
 
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
         _attend(affinity, values, addend, result, allow_tf32)

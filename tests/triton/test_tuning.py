@@ -303,7 +303,7 @@ def test_the_command_says_that_no_candidate_is_clean(monkeypatch, tmp_path, spil
 
 def test_the_command_times_whatever_the_table_says(monkeypatch, tmp_path, clock):
     monkeypatch.setattr(tune, "workloads", few)
-    monkeypatch.setattr(tune.backends, "refusal", lambda *_: None)
+    monkeypatch.setattr(tune.backends, "why_unavailable", lambda *_: None)
     monkeypatch.setattr(launch, "current_device", lambda device: contextlib.nullcontext())
     output = tmp_path / "table.json"
     with targets.compiling_for(TARGET):
@@ -320,7 +320,7 @@ def test_a_stop_keeps_what_is_timed(monkeypatch, tmp_path, clock):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tune, "workloads", stopped)
-    monkeypatch.setattr(tune.backends, "refusal", lambda *_: None)
+    monkeypatch.setattr(tune.backends, "why_unavailable", lambda *_: None)
     monkeypatch.setattr(launch, "current_device", lambda device: contextlib.nullcontext())
     output = tmp_path / "table.json"
     with targets.compiling_for(TARGET), pytest.raises(KeyboardInterrupt):

@@ -49,7 +49,7 @@ def tune() -> Iterator[tuple[str, Configurations]]:
         RuntimeError: Triton cannot run here, with the reason.
     """
     device = torch.device("xpu" if torch.xpu.is_available() else "cuda")
-    reason = backends.why_unavailable("triton", "attention_propagate", device, torch.float32)
+    reason = backends.why_unavailable("triton", "spatial_pool", device, torch.float32)
     if reason is not None:
         raise RuntimeError(f"nothing can be timed: {reason}")
     choices = Choices(Table({}, {}))
