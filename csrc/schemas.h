@@ -22,6 +22,10 @@ void define_operators(Library& m) {
   // [B, N], natural logarithm, float32 (float64 for float64 inputs), as torch.logsumexp: -inf for a
   // row of -inf, NaN for a row with NaN. Autograd calls it where gradients are wanted.
   m.def(
+      "attention_propagate_forward(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
+      "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
+      "-> (Tensor, Tensor)");
+  m.def(
       "attention_propagate_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? weight, "
       "Tensor log_sum_exp, float? scale, *, bool allow_tf32=False) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
