@@ -13,7 +13,6 @@ from tdnet_ops.operators.spatial_pool import spatial_pool
 from tdnet_ops.operators.upsample_argmax import upsample_argmax
 
 __all__ = [
-    "OPERATORS",
     "attention_propagate",
     "block_sum_reduce",
     "block_sum_update",
