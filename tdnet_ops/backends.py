@@ -14,16 +14,13 @@ import functools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from tdnet_ops import _library
-
-if TYPE_CHECKING:
-    from tdnet_ops.operators.operator import Operator
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -34,6 +31,16 @@ NAME_SPACES = {
     "triton": "tdnet_triton",
     "reference": "tdnet_reference",
 }
+
+
+class Operator(Protocol):
+    """What is asked of an operator here; tdnet_ops/operators/operator.py has the rest."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def limits(self) -> Mapping[str, Callable[..., str | None]]: ...
+    def bind(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any: ...
 
 
 class _Forced(threading.local):
