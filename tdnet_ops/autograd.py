@@ -52,6 +52,8 @@ def autograd_kernel(
             list of tensors.
     """
     names = [a.name for a in overload._schema.arguments if not a.kwarg_only]
+    # Of the public operator that it differentiates: what errors and profiles show.
+    shown_name = operator.name.removesuffix("_forward")
 
     class Node(_SingleLevelFunction):
         # torch.autograd.Function has it, its base has not: compiled autograd asks for it.
@@ -85,8 +87,8 @@ def autograd_kernel(
             return None, None, None, *found
 
     # What profiles, anomaly mode and grad_fn show.
-    shown: Any = Node._backward_cls
-    shown.__name__ = shown.__qualname__ = f"{operator.name.removesuffix('_forward')}_backward"
+    node: Any = Node._backward_cls
+    node.__name__ = node.__qualname__ = f"{shown_name}_backward"
 
     def differentiated(below: Any, *arguments: Any, **keywords: Any) -> Any:
         # By default torch.func takes this class in its hands for a mistake.
@@ -95,7 +97,7 @@ def autograd_kernel(
                 below, arguments, keywords, *_tensors(arguments)
             )
 
-    return _kernel(operator.name, overload, differentiated)
+    return _kernel(shown_name, overload, differentiated)
 
 
 def first_result_of(by: Any, overload: Any) -> Callable[..., Any]:
