@@ -4,7 +4,8 @@
 #
 #   benchmarks/gpu_oneshot.sh [--device cuda|cpu] [--dry-run] [OUTPUT_FOLDER]
 #
-# Needs python3 with torch, Triton, pytest, pytest-xdist and numpy, and nvcc; downloads nothing.
+# Needs python3 with torch, Triton, pytest, pytest-xdist and numpy, nvcc, cmake and ninja; downloads
+# nothing.
 # Results stand in OUTPUT_FOLDER (default: gpu_oneshot) after each stage, so that a stop loses only
 # the stage it falls into. A stage that fails, or reaches its limit, does not stop the others; time
 # that one leaves is the next one's. The checkout itself stays as it is.
@@ -141,12 +142,12 @@ stage_tune() {
   local said
   if [[ $device == cpu ]]; then
     # There is nothing to time: the command has to say so.
-    said=$("$python" -m tdnet_ops.triton.tune --output "$work/table.json" 2>&1)
+    said=$("$python" -m tdnet_ops.triton.tuning.tune --output "$work/table.json" 2>&1)
     echo "$said"
     [[ $said == *"nothing can be timed"* ]]
     return
   fi
-  "$python" -m tdnet_ops.triton.tune --output "$out/triton_defaults.json"
+  "$python" -m tdnet_ops.triton.tuning.tune --output "$out/triton_defaults.json"
 }
 
 if [[ -n $stage ]]; then
@@ -227,6 +228,7 @@ if [[ -n ${TDNET_WHEELS:-} ]]; then
     echo "TDNET_WHEELS: not all could be installed, see logs.tar.gz"
 fi
 export PYTHONPATH=$work/source:$work/site${PYTHONPATH:+:$PYTHONPATH}
+export PATH=$PATH:$work/site/bin  # cmake and ninja, where the machine lacks them
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 unset TDNET_TEST_INSTALLED  # the copy is what is to be tested
 in_dry_run && export OMP_NUM_THREADS=1

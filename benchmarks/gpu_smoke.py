@@ -24,13 +24,15 @@ from pathlib import Path
 import torch
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path += [str(TESTS / "device"), str(TESTS / "tdnet_ops")]
+sys.path += [str(TESTS / "device"), str(TESTS)]
 
 import device_checks as checks  # noqa: E402
 import samples  # noqa: E402
 
 import tdnet_ops  # noqa: E402
 from tdnet_ops import backends, reference  # noqa: E402
+from tdnet_ops.bench import case as bench  # noqa: E402
+from tdnet_ops.bench.cases import CASES  # noqa: E402
 
 Kernel = tuple[str, Callable[[], object]]  # name, and a check of it
 
@@ -72,31 +74,17 @@ def one_hot(setting: Setting) -> Iterator[Kernel]:
 
 def flagship(setting: Setting) -> Iterator[Kernel]:
     """TDNet at 769 x 1537: the shapes that the kernels are made for, inner hops included."""
-    height, width = (9, 17) if setting.small else (97, 193)
-    small = -(-height // 4), -(-width // 4)
+    size = "tiny" if setting.small else "769x1537"
     for dtype in checks.DTYPES:
-        make = partial(_random, setting.device, dtype)
-        q, keys, v = make(64, height, width), make(64, *small), make(512, *small)
-        residual, phi = make(512, height, width), make(512, 1, 1, batch=512)[:, :, 0, 0] / 512**0.5
-        bias = make(512, 1, 1)[0, :, 0, 0]
-        blocks = [make(128, height, width) for _ in range(4)]
-        weights = [make(128, 3, 3, batch=64) / 34 for _ in blocks]
-        size = (769, 1537) if not setting.small else (33, 65)
-        for name, arguments in (
-            ("attention_propagate", (q, keys, v)),
-            ("attention_propagate", (q, keys, v, residual, phi, bias)),
-            ("attention_propagate", (keys, keys, v)),
-            ("pooled_affinity", (q, q, 4)),
-            ("softmax_propagate", (_logits(q, keys), v, (height, width), residual, phi, bias)),
-            ("spatial_pool", (residual, 4)),
-            ("block_sum_reduce", (blocks, weights, None, 1, 1, "relu")),
-            ("block_sum_update", ([x[:, :64] for x in blocks], 1, blocks[1], weights[1])),
-        ):
-            options = {"padding": 1} if name == "block_sum_update" else {}
-            what = f"{name} {dtype}, {len(arguments)} arguments, {tuple(q.shape[2:])}"
-            yield what, partial(_check_exact, setting.backend, name, arguments, options)
-        logits = make(19, height, width)
-        yield f"upsample_argmax {dtype}", partial(_check_labels, setting.backend, logits, size)
+        for case in (case for case in CASES if size in case.name):
+            arguments = case.build(
+                bench.Setting("channels_last", dtype, 1, setting.device)
+            ).arguments
+            schema = samples.schema_of(case.operator).values()
+            required = arguments[: sum(not x.has_default_value() for x in schema)]
+            for some in (required, arguments):
+                what = f"{case} {dtype}, {len(some)} arguments"
+                yield what, partial(_check_exact, setting.backend, case.operator, some)
 
 
 def repeats(setting: Setting) -> Iterator[Kernel]:
@@ -177,30 +165,18 @@ STEPS = {
 # --- checks of their own --------------------------------------------------------------------------
 
 
-def _random(
-    device: torch.device, dtype: torch.dtype, channels: int, height: int, width: int, batch: int = 1
-) -> torch.Tensor:
-    x = torch.randn(batch, channels, height, width, device=device)
-    return x.to(dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _logits(q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    return q.flatten(2).transpose(1, 2) @ keys.flatten(2) / 8
-
-
-def _check_exact(backend: str, name: str, arguments: tuple, options: dict) -> None:
+def _check_exact(backend: str, name: str, arguments: tuple) -> None:
     """Against the definition in float64, on the same device."""
-    found = getattr(tdnet_ops, name)(*arguments, **options, backend=backend)
-    exact = getattr(reference, name)(*samples.widen(arguments), **options)
+    found = getattr(tdnet_ops, name)(*arguments, backend=backend)
+    told = samples.OPERATORS[name]
+    if told.compare is not None:
+        told.compare(found, arguments, name)
+        return
+    exact = getattr(reference, name)(*samples.widen(arguments))
     for got, right in zip(samples.tensors([found]), samples.tensors([exact]), strict=True):
         error = checks.relative_error(got, right)
-        allowed = 0.0 if name == "spatial_pool" else TOLERANCES[got.dtype]
+        allowed = 0.0 if told.exact else TOLERANCES[got.dtype]
         assert error <= allowed, f"relative error {error:.1e}, allowed {allowed:.0e}"
-
-
-def _check_labels(backend: str, logits: torch.Tensor, size: tuple[int, int]) -> None:
-    labels = tdnet_ops.upsample_argmax(logits, size, align_corners=True, backend=backend)
-    samples.assert_labels(labels, (logits, size, True, torch.uint8), "upsample_argmax")
 
 
 def _first_call(setting: Setting, way: str) -> None:
@@ -306,7 +282,10 @@ def main(arguments: Sequence[str]) -> int:
         torch.backends.cudnn.allow_tf32 = False  # for the definitions' convolutions
         return 1 if run_steps(options.steps, Setting(options.backend, device, on_cpu)) else 0
     names = [x for x in backends.preference(device.type) if x != "reference"]
-    refused = {name: backends.refusal(name, device, torch.float32) for name in names}
+    refused = {
+        name: backends.why_unavailable(name, "spatial_pool", device, torch.float32)
+        for name in names
+    }
     for name, reason in refused.items():
         if reason:
             print(f"{name:7} FAILED: cannot run here: {reason}", flush=True)

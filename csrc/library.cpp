@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/instruction_sets.h"
+#include "cuda/limits.h"
 #include "schemas.h"
 
 STABLE_TORCH_LIBRARY(tdnet, m) { tdnet::define_operators(m); }
@@ -29,11 +30,14 @@ PyMODINIT_FUNC PyInit__C(void) {
       {"cpu_compiled", tdnet::cpu::compiled_instruction_sets()},
       {"cpu_in_use", tdnet::cpu::instruction_set_name()},
   };
+  int failed = 0;
   for (const auto& constant : constants) {
-    if (PyModule_AddStringConstant(module, constant.name, constant.value) < 0) {
-      Py_DECREF(module);
-      return nullptr;
-    }
+    failed |= PyModule_AddStringConstant(module, constant.name, constant.value);
   }
-  return module;
+  // All but one of them are addends.
+  constexpr int kMostPartials = tdnet::cuda::kMostAddends + 1;
+  failed |= PyModule_AddIntConstant(module, "cuda_most_partials", kMostPartials);
+  if (failed == 0) return module;
+  Py_DECREF(module);
+  return nullptr;
 }

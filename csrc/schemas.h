@@ -18,9 +18,17 @@ void define_operators(Library& m) {
       "attention_propagate(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
       "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
       "-> Tensor");
+  // Private: the result of attention_propagate, and the log-sum-exp of each query's scaled logits
+  // [B, N], natural logarithm, float32 (float64 for float64 inputs), as torch.logsumexp: -inf for a
+  // row of -inf, NaN for a row with NaN. Autograd calls it where gradients are wanted.
+  m.def(
+      "attention_propagate_forward(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
+      "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
+      "-> (Tensor, Tensor)");
   m.def(
       "attention_propagate_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? weight, "
-      "float? scale) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor log_sum_exp, float? scale, *, bool allow_tf32=False) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   // No defaults where a list of tensors is differentiated: torch drops trailing arguments that
   // equal their default and then expects as many fewer gradients.
   m.def(

@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "text.h"
 #include "torch_call.h"
 
 namespace tdnet {
@@ -34,30 +35,42 @@ std::array<Tensor, kResults> call_operator(const char* name, const Arguments&...
   return results;
 }
 
-// `allocate()`, which makes `what`, of this size. Where memory does not suffice, the error says
-// how much was wanted and for what; torch's own goes through the stable ABI with its internals.
+// What torch said of a failed call; nothing where its headers do not pass it on (before 2.13).
+inline std::string torch_text(const std::exception& error) {
+  const std::string text = error.what();
+  const size_t end = text.find(" (originally from ");
+  return end == std::string::npos ? "" : text.substr(0, end);
+}
+
+// `allocate()`, which makes `what`, of this size. Where it fails, the error says how much was
+// wanted and for what, and that memory does not suffice where torch says so; on a GPU it may be the
+// error of a kernel before.
 template <typename Size, typename Allocate>
 Tensor result_of(const Size& size, ScalarType dtype, const Allocate& allocate,
                  const char* what = "the result") {
   try {
     return allocate();
   } catch (const std::exception& error) {
-    // Of a kernel before, which only shows here.
-    if (std::string(error.what()).find("CUDA error") != std::string::npos) throw;
+    const std::string said = torch_text(error);
+    const auto says = [&](const char* words) { return said.find(words) != std::string::npos; };
+    const bool out_of_memory = says("out of memory") || says("allocate memory");
     const int64_t element = dtype == ScalarType::Double || dtype == ScalarType::Long ? 8
                             : dtype == ScalarType::Float                             ? 4
                             : dtype == ScalarType::Byte                              ? 1
                                                                                      : 2;
     double bytes = element;
     std::ostringstream text;
+    text << (out_of_memory ? "out of memory: " : "") << "cannot allocate " << what << " [";
+    const char* separator = "";
     for (const int64_t extent : size) {
-      text << (text.tellp() == 0 ? "[" : ", ") << extent;
+      text << separator << extent;
+      separator = ", ";
       bytes *= extent;
     }
-    text << "] of " << torch::headeronly::toString(dtype) << ", " << std::fixed
-         << std::setprecision(0) << bytes << " bytes";
-    throw std::runtime_error(std::string("out of memory: cannot allocate ") + what + " " +
-                             text.str());
+    text << "] of " << dtype_name(dtype) << ", " << std::fixed << std::setprecision(0) << bytes
+         << " bytes";
+    if (!out_of_memory && !said.empty()) text << ": " << said;
+    throw std::runtime_error(text.str());
   }
 }
 

@@ -5,3 +5,4 @@ cuda_status: str
 compiler: str
 cpu_compiled: str
 cpu_in_use: str
+cuda_most_partials: int

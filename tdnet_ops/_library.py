@@ -22,3 +22,4 @@ CPU_COMPILED: str = _C.cpu_compiled
 CPU_IN_USE: str = _C.cpu_in_use
 CUDA_ARCHITECTURES: str = _C.cuda_architectures
 CUDA_STATUS: str = _C.cuda_status
+CUDA_MOST_PARTIALS: int = _C.cuda_most_partials

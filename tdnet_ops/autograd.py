@@ -18,6 +18,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils import _pytree as pytree
 
+from tdnet_ops.operators.operator import Operator
+
 
 def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
     """All tensors of a call in order, those in lists too."""
@@ -40,19 +42,18 @@ def _refuse_tangents(name: str, arguments: Sequence[Any]) -> None:
 
 
 def autograd_kernel(
-    overload: Any, setup: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+    operator: Operator, overload: Any, gradient: Callable[..., dict[str, Any]]
 ) -> Callable[..., Any]:
     """The kernel of an operator for the dispatch key Autograd, registered with its keyset.
 
     Args:
-        overload: of the operator.
-        setup: `setup(ctx, inputs, output)` saves what the backward pass needs.
-        backward: `backward(ctx, *grads)`, the gradient of each positional argument; None for what
-            is no tensor, a list for a list of tensors.
+        overload: of the operator, in one name space.
+        gradient: `gradient(ctx, *grads)`, the gradients by the names of arguments; a list for a
+            list of tensors.
     """
-    schema = overload._schema
-    name = schema.name.partition("::")[2]
-    defaults = [a.default_value for a in schema.arguments if not a.kwarg_only]
+    names = [a.name for a in overload._schema.arguments if not a.kwarg_only]
+    # Of the public operator that it differentiates: what errors and profiles show.
+    shown_name = operator.name.removesuffix("_forward")
 
     class Node(_SingleLevelFunction):
         # torch.autograd.Function has it, its base has not: compiled autograd asks for it.
@@ -70,33 +71,51 @@ def autograd_kernel(
                 torch._C._AutoDispatchBelowAutograd(),
             ):
                 output = overload.redispatch(keyset, *arguments, **keywords)
-            # The dispatcher leaves out trailing arguments that equal their default.
-            inputs = (*arguments, *defaults[len(arguments) :])
-            ctx.slots = [len(_tensors([x])) for x in inputs]
-            setup(ctx, inputs, output)
+            bound = operator.bind(arguments, keywords)
+            ctx.slots = {name: len(_tensors([getattr(bound, name)])) for name in names}
+            if operator.save is not None:
+                operator.save(ctx, bound, output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            by_name = gradient(ctx, *grads)
             found: list[Tensor | None] = []
-            for slots, grad in zip(ctx.slots, backward(ctx, *grads), strict=True):
+            for name, slots in ctx.slots.items():
+                grad = by_name.get(name)
                 found += grad if isinstance(grad, list) else [grad] * slots
             return None, None, None, *found
 
     # What profiles, anomaly mode and grad_fn show.
-    shown: Any = Node._backward_cls
-    shown.__name__ = shown.__qualname__ = f"{name}_backward"
+    node: Any = Node._backward_cls
+    node.__name__ = node.__qualname__ = f"{shown_name}_backward"
 
+    def differentiated(below: Any, *arguments: Any, **keywords: Any) -> Any:
+        # By default torch.func takes this class in its hands for a mistake.
+        with enable_single_level_autograd_function():
+            return Node.apply(  # type: ignore[attr-defined]
+                below, arguments, keywords, *_tensors(arguments)
+            )
+
+    return _kernel(shown_name, overload, differentiated)
+
+
+def first_result_of(by: Any, overload: Any) -> Callable[..., Any]:
+    """As autograd_kernel, for an operator that another one differentiates: `by`."""
+
+    def differentiated(_: Any, *arguments: Any, **keywords: Any) -> Any:
+        return by(*arguments, **keywords)[0]
+
+    return _kernel(overload._schema.name.partition("::")[2], overload, differentiated)
+
+
+def _kernel(name: str, overload: Any, differentiated: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
         if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
             _refuse_tangents(name, arguments)
         below = keyset & torch._C._after_autograd_keyset
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            # By default torch.func takes this class in its hands for a mistake.
-            with enable_single_level_autograd_function():
-                return Node.apply(  # type: ignore[attr-defined]
-                    below, arguments, keywords, *_tensors(arguments)
-                )
+            return differentiated(below, *arguments, **keywords)
         with torch._C._AutoDispatchBelowAutograd():
             return overload.redispatch(below, *arguments, **keywords)
 

@@ -2,22 +2,21 @@
 
 A backend is a set of custom operators with one name space: "cpu" and "cuda" are the compiled
 kernels of `torch.ops.tdnet`, "triton" those of `torch.ops.tdnet_triton`, "reference" is plain
-PyTorch in `torch.ops.tdnet_reference`. Forward
-and backward of an operator stay in its name space, so a forced backend also holds in the backward
-pass, whichever thread runs it.
+PyTorch in `torch.ops.tdnet_reference`. A backend need not have every operator: the next one in the
+device's order runs what it lacks. The backward pass takes the backend of the forward pass where
+that has the kernels, so a forced one holds there too, whichever thread runs it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
-import platform
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -26,12 +25,22 @@ from tdnet_ops import _library
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAMES = ("cpu", "cuda", "triton", "reference")
-_NAME_SPACES = {
+NAME_SPACES = {
     "cpu": "tdnet",
     "cuda": "tdnet",
     "triton": "tdnet_triton",
     "reference": "tdnet_reference",
 }
+
+
+class Operator(Protocol):
+    """What is asked of an operator here; tdnet_ops/operators/operator.py has the rest."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def limits(self) -> Mapping[str, Callable[..., str | None]]: ...
+    def bind(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any: ...
 
 
 class _Forced(threading.local):
@@ -139,9 +148,19 @@ def _why_not_cuda(device: torch.device) -> str | None:
     return None
 
 
+def has_kernel(name: str, operator: str) -> bool:
+    """Whether a backend has a kernel of an operator, whatever the machine."""
+    if name in ("cpu", "cuda"):
+        qualified, key = f"tdnet::{operator}", name.upper()
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key))
+    if name == "triton":
+        return (Path(__file__).parent / "triton" / f"{operator}.py").is_file()
+    return True
+
+
 # What a process finds on a machine does not change while it runs.
 @functools.cache
-def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _why_not(name: str, operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     reason = None
     if name == "cpu" and device.type != "cpu":
         reason = f"its kernels take cpu tensors, got {device.type}"
@@ -149,6 +168,8 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         reason = _why_not_cuda(device)
     elif name == "triton":
         reason = _why_not_triton(device.type)
+    if reason is None and not has_kernel(name, operator):
+        reason = "it has no kernel of this operator"
     if reason is None and name != "reference" and dtype == torch.float64:
         reason = "its kernels compute in float32, got float64"
     return reason
@@ -157,20 +178,42 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 # torch.compile takes what these two return as constants. Plain functions: it would trace into one
 # that functools.cache has wrapped.
 @_constant
-def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot run tensors of this device and dtype; None if it can."""
-    return _why_not(name, device, dtype)
+def why_unavailable(
+    name: str, operator: str, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Why a backend cannot run an operator for tensors of this device and dtype; None if it can."""
+    return _why_not(name, operator, device, dtype)
 
 
 @_constant
-def _first_that_runs(device: torch.device, dtype: torch.dtype) -> str:
-    return _first(device, dtype)
+def first_available(operator: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs an operator where none is forced and no kernel refuses the call."""
+    return next(
+        name for name in preference(device.type) if _why_not(name, operator, device, dtype) is None
+    )
 
 
-@functools.cache
-def _first(device: torch.device, dtype: torch.dtype) -> str:
-    candidates = preference(device.type)
-    return next(name for name in candidates if refusal(name, device, dtype) is None)
+def refusal(
+    name: str, operator: Operator, like: torch.Tensor, arguments: Sequence[Any]
+) -> str | None:
+    """Why a backend cannot run this call of an operator; None if it can.
+
+    Args:
+        name: of the backend.
+        like: the tensor whose device and dtype decide.
+        arguments: of the schema, all positional ones.
+    """
+    reason = why_unavailable(name, operator.name, like.device, like.dtype)
+    if reason is None and name in operator.limits:
+        return operator.limits[name](operator.bind(arguments, {}))
+    return reason
+
+
+def require(name: str, operator: Operator, like: torch.Tensor, arguments: Sequence[Any]) -> None:
+    """Raises RuntimeError with the reason why a backend cannot run this call, if there is one."""
+    reason = refusal(name, operator, like, arguments)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot run {operator.name}: {reason}")
 
 
 def preference(device_type: str) -> tuple[str, ...]:
@@ -185,84 +228,59 @@ def preference(device_type: str) -> tuple[str, ...]:
     return ("reference",)
 
 
-def choose(operator: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> str:
-    """The backend that runs an operator: the forced one, else the device's first that can.
+def choose(
+    operator: Operator, like: torch.Tensor, arguments: Sequence[Any], forced: str | None
+) -> str:
+    """The backend that runs a call: the forced one, else the device's first that can.
 
     Raises:
         ValueError: `forced` is not a backend.
-        RuntimeError: the forced backend cannot run here, with the reason.
+        RuntimeError: the forced backend cannot run it, with the reason.
     """
     forced = _forced.name if forced is None else forced
-    if forced is None:
-        return _first_that_runs(device, dtype)
-    _check_name(forced)
-    reason = refusal(forced, device, dtype)
-    if reason is not None:
-        raise RuntimeError(f"backend {forced!r} cannot run {operator}: {reason}")
-    return forced
+    if forced is not None:
+        _check_name(forced)
+        require(forced, operator, like, arguments)
+        return forced
+    if not operator.limits:
+        return first_available(operator.name, like.device, like.dtype)
+    return _first_without_refusal(preference(like.device.type), operator, like, arguments)
 
 
-def operator(name: str, argument: str, like: object, forced: str | None) -> Any:
-    """The custom operator of the backend that runs tensors such as `like`, passed as `argument`."""
+def _first_without_refusal(
+    names: Sequence[str], operator: Operator, like: torch.Tensor, arguments: Sequence[Any]
+) -> str:
+    for name in names:
+        if refusal(name, operator, like, arguments) is None:
+            return name
+    raise AssertionError("the reference refuses nothing")
+
+
+def operators(name: str) -> Any:
+    """The custom operators of a backend, by their names."""
+    return getattr(torch.ops, NAME_SPACES[name])
+
+
+def operators_like(name_space: str, operator: Operator, arguments: Sequence[Any]) -> Any:
+    """Those that run an operator in the backward pass of one of `name_space`.
+
+    Its own where it has the kernel, else those of the device's first backend that has.
+    """
+    like = next(x for x in arguments if isinstance(x, torch.Tensor))
+    order = preference(like.device.type)
+    own = [name for name in NAMES if NAME_SPACES[name] == name_space]
+    return operators(_first_without_refusal([*own, *order], operator, like, arguments))
+
+
+def deciding_tensor(argument: str, like: object) -> torch.Tensor:
+    """`like`, passed as `argument`, if it is a tensor that has one device and dtype."""
     if not isinstance(like, torch.Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(like).__name__}")
     if like.is_nested:
         raise TypeError(f"{argument}: expected a dense (strided) tensor, got a nested one")
-    chosen = choose(name, like.device, like.dtype, forced)
-    return getattr(getattr(torch.ops, _NAME_SPACES[chosen]), name)
+    return like
 
 
 def allow_tf32(like: torch.Tensor) -> bool:
     """Whether the user lets float32 products, convolutions too, run in TF32 on CUDA."""
     return like.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-def describe(device: torch.device | str) -> str:
-    """One line for people: the backend that float32 tensors on this device run on."""
-    device = torch.device(device)
-    chosen = choose("operators", device, torch.float32, None)
-    if chosen == "cpu":
-        return f"cpu ({_library.CPU_IN_USE}, {torch.get_num_threads()} threads)"
-    if chosen in ("cuda", "triton"):
-        return f"{chosen} ({torch.get_device_module(device).get_device_name(device)})"
-    return f"reference (plain PyTorch on {device.type})"
-
-
-def _triton_version() -> str | None:
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def build_info() -> dict[str, Any]:
-    """What was compiled, what is in use, and for each backend why it can or cannot run here.
-
-    Returns:
-        A dictionary of plain strings, lists and dictionaries: versions, the torch ABI target, CPU
-        instruction sets compiled and in use, CUDA architectures and status, Triton's version, and
-        `backends`: name -> "ready" or the reason why float32 tensors cannot run on it.
-    """
-    devices = {"cuda": "cuda", "triton": "xpu" if torch.xpu.is_available() else "cuda"}
-    reasons = {
-        name: refusal(name, torch.device(devices.get(name, "cpu")), torch.float32) for name in NAMES
-    }
-    return {
-        "version": _library.VERSION,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torch_cuda": torch.version.cuda,
-        "torch_abi_target": _library.TORCH_TARGET,
-        "compiler": _library.COMPILER,
-        "cpu": {
-            "compiled": _library.CPU_COMPILED.split(","),
-            "in_use": _library.CPU_IN_USE,
-            "threads": torch.get_num_threads(),
-        },
-        "cuda": {
-            "architectures": [a for a in _library.CUDA_ARCHITECTURES.split(";") if a],
-            "status": _library.CUDA_STATUS,
-        },
-        "triton": _triton_version(),
-        "backends": {name: reason or "ready" for name, reason in reasons.items()},
-    }

@@ -1,24 +1,19 @@
-"""The backward pass of every operator in plain PyTorch, shared by all backends.
+"""What the gradients of several operators share, in plain PyTorch for all backends.
 
-Recomputes what it needs from the inputs; `attention_propagate` never holds more of the affinity
-than one chunk of queries. Sums have a fixed order, so gradients are deterministic wherever torch's
-products are. Half precision is widened to float32 first, except in convolutions on CUDA, where
-cuDNN adds in float32 by itself.
-
-On CUDA, float32 products follow `torch.backends.cuda.matmul.fp32_precision` and convolutions
-cuDNN's own `torch.backends.cudnn.conv.fp32_precision`, as they stand when the backward pass runs.
+Sums have a fixed order, so gradients are deterministic wherever torch's products are. Half
+precision is widened to float32 first, except in convolutions on CUDA, where cuDNN adds in float32
+by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-
-# Logits held at once by the backward pass of attention_propagate: 16 MB of float32.
-_CHUNK_LOGITS = 1 << 22
 
 
 def wide(x: Tensor) -> Tensor:
@@ -26,130 +21,92 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _tokens(x: Tensor) -> Tensor:
+def tokens(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H*W, C]."""
     return x.flatten(2).transpose(1, 2)
 
 
-def as_map(tokens: Tensor, like: Tensor) -> Tensor:
+def as_map(of_tokens: Tensor, like: Tensor) -> Tensor:
     """[B, N, C] -> a map of the size and dtype of `like`."""
-    return tokens.transpose(1, 2).reshape(like.shape).to(like.dtype)
+    return of_tokens.transpose(1, 2).reshape(like.shape).to(like.dtype)
 
 
-def spatial_pool(grad: Tensor, x: Tensor, stride: int, mode: str) -> Tensor:
-    if mode == "subsample":
-        return _spread(grad, x.shape, stride)
-    window, none = [stride, stride], [0, 0]
-    _, indices = torch.ops.aten.max_pool2d_with_indices(x, window, window, none, [1, 1], True)
-    return torch.ops.aten.max_pool2d_with_indices_backward(
-        grad, x, window, window, none, [1, 1], True, indices
-    )
+def scale_of(q: Tensor, scale: float | None) -> float:
+    """1 / sqrt(d_k) where none was given."""
+    return 1 / math.sqrt(q.shape[1]) if scale is None else scale
 
 
-def _spread(grad: Tensor, shape: Sequence[int], stride: int) -> Tensor:
-    """Puts each pixel at the top-left corner of its window, zeros elsewhere."""
-    rows = torch.slice_scatter(
-        grad.new_zeros(grad.shape[0], grad.shape[1], shape[2], grad.shape[3]),
-        grad,
-        2,
-        0,
-        None,
-        stride,
-    )
-    return torch.slice_scatter(grad.new_zeros(shape), rows, 3, 0, None, stride)
+@contextlib.contextmanager
+def products_in(like: Tensor, allow_tf32: bool) -> Iterator[None]:
+    """On CUDA, torch's products and convolutions in the precision of the forward pass.
 
-
-def pooled_affinity(
-    grad: Tensor, q: Tensor, k: Tensor, pooled: Tensor, stride: int, mode: str, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """`pooled` is gamma_n(k)."""
-    scale = 1 / math.sqrt(q.shape[1]) if scale is None else scale
-    scaled = wide(grad) * scale
-    grad_q = scaled @ _tokens(wide(pooled))
-    grad_pooled = scaled.transpose(1, 2) @ _tokens(wide(q))
-    return as_map(grad_q, q), spatial_pool(as_map(grad_pooled, pooled), k, stride, mode)
+    The user's setting may have changed since; it comes back at the end. Compiled code keeps the
+    one it was compiled with.
+    """
+    if not like.is_cuda or torch.compiler.is_compiling():
+        yield
+        return
+    wanted = "tf32" if allow_tf32 else "ieee"
+    cudnn: Any = torch.backends.cudnn
+    settings: list[Any] = [torch.backends.cuda.matmul, cudnn.conv]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            if setting.fp32_precision != wanted:
+                setting.fp32_precision = wanted
+        yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            if setting.fp32_precision != precision:
+                setting.fp32_precision = precision
 
 
 def fold(v: Tensor, weight: Tensor | None) -> Tensor:
     """phi folded into the values: [B, M, d_out]."""
-    tokens = _tokens(wide(v))
-    return tokens if weight is None else tokens @ wide(weight).transpose(0, 1)
+    values = tokens(wide(v))
+    return values if weight is None else values @ wide(weight).transpose(0, 1)
 
 
 def unfold(grad_values: Tensor, v: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """From the gradient of the folded values to those of v and weight."""
     if weight is None:
         return as_map(grad_values, v), None
-    grad_weight = (grad_values.transpose(1, 2) @ _tokens(wide(v))).sum(0)
+    grad_weight = (grad_values.transpose(1, 2) @ tokens(wide(v))).sum(0)
     return as_map(grad_values @ wide(weight), v), grad_weight.to(weight.dtype)
 
 
-def _softmax_backward(weights: Tensor, grad_weights: Tensor) -> Tensor:
+def of_softmax(weights: Tensor, grad_weights: Tensor) -> Tensor:
+    """The gradient of the logits."""
     return weights * (grad_weights - (grad_weights * weights).sum(-1, keepdim=True))
 
 
-def softmax_propagate(
-    grad: Tensor, affinity: Tensor, v: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of affinity, v and weight."""
-    grad_tokens, weights = _tokens(wide(grad)), wide(affinity).softmax(-1)
-    grad_weights = grad_tokens @ fold(v, weight).transpose(1, 2)
-    grad_values = weights.transpose(1, 2) @ grad_tokens
-    grad_affinity = _softmax_backward(weights, grad_weights).to(affinity.dtype)
-    return grad_affinity, *unfold(grad_values, v, weight)
-
-
-def attention_propagate(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, scale: float | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and weight (empty without one), contiguous."""
-    scale = 1 / math.sqrt(q.shape[1]) if scale is None else scale
-    queries, keys, values = _tokens(wide(q)), _tokens(wide(k)), fold(v, weight)
-    grad_tokens = _tokens(wide(grad))
-    grad_queries = torch.empty_like(queries)
-    grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
-    chunk = max(1, _CHUNK_LOGITS // max(1, keys.shape[0] * keys.shape[1]))
-    for first in range(0, queries.shape[1], chunk):
-        query, grad_out = queries[:, first : first + chunk], grad_tokens[:, first : first + chunk]
-        weights = (query @ keys.transpose(1, 2) * scale).softmax(-1)
-        grad_values += weights.transpose(1, 2) @ grad_out
-        grad_logits = _softmax_backward(weights, grad_out @ values.transpose(1, 2)) * scale
-        grad_queries[:, first : first + chunk] = grad_logits @ keys
-        grad_keys += grad_logits.transpose(1, 2) @ query
-    grad_v, grad_weight = unfold(grad_values, v, weight)
-    return (
-        as_map(grad_queries, q).contiguous(),
-        as_map(grad_keys, k).contiguous(),
-        grad_v.contiguous(),
-        q.new_empty(0) if grad_weight is None else grad_weight.contiguous(),
-    )
-
-
-def convolution(
-    grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int
+def of_convolution(
+    grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int, allow_tf32: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight of one stride-1 convolution."""
     widen = (lambda value: value.to(x.dtype)) if x.is_cuda else wide
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        widen(grad),
-        widen(x),
-        # torch's backward refuses a weight of odd strides.
-        widen(weight).contiguous(),
-        None,
-        [1, 1],
-        [padding] * 2,
-        [dilation] * 2,
-        False,
-        [0, 0],
-        1,
-        [True, True, False],
-    )
+    with products_in(x, allow_tf32):
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            widen(grad),
+            widen(x),
+            # torch's backward refuses a weight of odd strides.
+            widen(weight).contiguous(),
+            None,
+            [1, 1],
+            [padding] * 2,
+            [dilation] * 2,
+            False,
+            [0, 0],
+            1,
+            [True, True, False],
+        )
     return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
-def activation(grad: Tensor, out: Tensor, name: str) -> Tensor:
+def of_activation(grad: Tensor, out: Tensor, name: str) -> Tensor:
     """As torch's relu: what comes from above a NaN passes, an infinity above a zero does not."""
     return torch.ops.aten.threshold_backward(grad, out, 0) if name == "relu" else grad
 
 
-def bias(grad: Tensor, like: Tensor | None) -> Tensor | None:
+def of_bias(grad: Tensor, like: Tensor | None) -> Tensor | None:
     return None if like is None else wide(grad).sum((0, 2, 3)).to(like.dtype)

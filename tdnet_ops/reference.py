@@ -82,8 +82,22 @@ def attention_propagate(
     scale: float | None = None,
 ) -> Tensor:
     """phi(softmax(q k^T * scale) v) + residual, Eq. 4 and 5: -> [B, d_out, H, W]."""
+    return attention_propagate_forward(q, k, v, residual, weight, bias, scale)[0]
+
+
+def attention_propagate_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """attention_propagate, and the log-sum-exp of each query's logits: [B, N]."""
     affinity = pooled_affinity(q, k, scale=scale)
-    return softmax_propagate(affinity, v, q.shape[2:], residual, weight, bias)
+    out = softmax_propagate(affinity, v, q.shape[2:], residual, weight, bias)
+    return out, affinity.logsumexp(-1)
 
 
 def block_sum_reduce(

@@ -44,10 +44,13 @@ import torch  # noqa: E402
 
 import tdnet_ops  # noqa: E402
 
-# So that this file and all tests can import the list of samples.
-sys.path.append(str(Path(__file__).parent / "tdnet_ops"))
+# So that this file and all tests can import the samples. Not for longer: where Triton is not
+# installed, `import triton` would find tests/triton.
+sys.path.append(str(Path(__file__).resolve().parent))
 
 import samples  # noqa: E402
+
+sys.path.pop()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,6 +72,15 @@ def pytest_configure(config: pytest.Config) -> None:
         "free memory on the first; fails instead if TDNET_REQUIRE_GPU names as many devices",
     )
     samples.use_device(_asked_device(config.getoption("--device")))
+    # pytest-xdist would put files of few tests last, however long these take.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: at the end one core would be busy with them alone."""
+    longest = ROOT / "tests" / "triton"
+    items.sort(key=lambda item: longest not in item.path.parents)
 
 
 def pytest_report_header() -> str:

@@ -1,4 +1,4 @@
-"""The build itself: its switches, what it asks pip for, and the standalone CMake build."""
+"""The build itself: its switches, what it asks pip for, and what comes out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from setuptools import Distribution, Extension
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "build_tools"))
 
-from tdnet_build import backend, cuda, extension, find_torch  # noqa: E402
+from tdnet_build import BuildError, backend, command, cuda, find_torch, native  # noqa: E402
+from tdnet_build.plan import Plan  # noqa: E402
 
 
 def write_script(path: Path, text: str) -> Path:
@@ -30,8 +33,6 @@ def write_script(path: Path, text: str) -> Path:
 
 def fake_toolkit(root: Path, release: str = "13.0", compiles: bool = True) -> Path:
     """Write a CUDA toolkit whose nvcc answers the build's questions but generates nothing."""
-    (root / "lib64").mkdir(parents=True)
-    (root / "lib64" / "libcudart_static.a").touch()
     outcome = "exit 0" if compiles else "echo 'error: unsupported GNU version' >&2; exit 1"
     write_script(
         root / "bin" / "nvcc",
@@ -59,27 +60,27 @@ def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- TDNET_CUDA ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["", "2", "on", "AUTO"])
+@pytest.mark.parametrize("value", ["2", "on", "AUTO"])
 def test_unknown_cuda_switch_is_refused(value):
-    with pytest.raises(cuda.BuildError, match=rf"TDNET_CUDA='{value}' is not one of auto, 0, 1"):
+    with pytest.raises(BuildError, match=rf"TDNET_CUDA='{value}' is not one of auto, 0, 1"):
         cuda.plan_cuda({"TDNET_CUDA": value})
 
 
 def test_cuda_off_says_so():
     plan = cuda.plan_cuda({"TDNET_CUDA": "0"})
-    assert plan.toolkit is None
+    assert plan.nvcc is None
     assert plan.architectures == ""
     assert plan.status == "not compiled in: switched off by TDNET_CUDA=0"
 
 
 def test_cuda_auto_without_nvcc_goes_on_and_says_why(no_toolkit):
     plan = cuda.plan_cuda({})
-    assert plan.toolkit is None
+    assert plan.nvcc is None
     assert plan.status.startswith("not compiled in: no nvcc")
 
 
 def test_cuda_forced_without_nvcc_is_refused(no_toolkit):
-    with pytest.raises(cuda.BuildError, match="TDNET_CUDA=1 cannot be met: no nvcc"):
+    with pytest.raises(BuildError, match="TDNET_CUDA=1 cannot be met: no nvcc"):
         cuda.plan_cuda({"TDNET_CUDA": "1"})
 
 
@@ -93,8 +94,8 @@ def test_cuda_forced_without_nvcc_is_refused(no_toolkit):
 def test_unusable_nvcc_is_left_out_or_refused(tmp_path, toolkit, reason):
     environ = {"CUDA_HOME": str(fake_toolkit(tmp_path / "cuda", **toolkit)), "PATH": os.defpath}
     plan = cuda.plan_cuda(environ)
-    assert plan.toolkit is None
-    with pytest.raises(cuda.BuildError, match=reason):
+    assert plan.nvcc is None
+    with pytest.raises(BuildError, match=reason):
         cuda.plan_cuda({**environ, "TDNET_CUDA": "1"})
 
 
@@ -113,17 +114,6 @@ def test_nvcc_wrapper_script_leads_to_its_toolkit(tmp_path):
     assert cuda.find_toolkit(environ) == toolkit
 
 
-def test_failing_cuda_sources_stop_a_forced_build_only(monkeypatch):
-    failure = cuda.BuildError("nvcc failed with status 2 of: nvcc -c kernel.cu")
-    monkeypatch.setenv("TDNET_CUDA", "auto")
-    plan = extension.without_failed_cuda(failure)
-    assert plan.toolkit is None
-    assert plan.status == "not compiled in: nvcc failed with status 2"
-    monkeypatch.setenv("TDNET_CUDA", "1")
-    with pytest.raises(cuda.BuildError, match=r"nvcc failed with status 2 of: nvcc -c kernel\.cu"):
-        extension.without_failed_cuda(failure)
-
-
 # --- TORCH_CUDA_ARCH_LIST and the other switches -------------------------------------------------
 
 
@@ -134,12 +124,12 @@ def test_architecture_list_is_split(asked):
 
 @pytest.mark.parametrize("asked", ["Ampere", "80", "8.0+ptx", "sm_80"])
 def test_malformed_architecture_is_refused(asked):
-    with pytest.raises(cuda.BuildError, match=r"expected entries like 8\.0"):
+    with pytest.raises(BuildError, match=r"expected entries like 8\.0"):
         cuda.choose_architectures(asked, ["sm_80"])
 
 
 def test_asked_architecture_unknown_to_nvcc_is_refused():
-    with pytest.raises(cuda.BuildError, match=r"has 10\.0; this nvcc knows sm_80 sm_90"):
+    with pytest.raises(BuildError, match=r"has 10\.0; this nvcc knows sm_80 sm_90"):
         cuda.choose_architectures("8.0;10.0", ["sm_80", "sm_90"])
 
 
@@ -151,6 +141,36 @@ def test_architecture_flags():
     ]
 
 
+def fake_driver(folder: Path, *capabilities: str) -> str:
+    """Write an nvidia-smi that sees GPUs of these capabilities; return its folder."""
+    write_script(
+        folder / "nvidia-smi",
+        f"""[ "$*" = "--query-gpu=compute_cap --format=csv,noheader" ] || exit 2
+printf '%s\\n' {" ".join(capabilities)}""",
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "architectures"),
+    [
+        (["8.6"], "", "8.6"),
+        (["9.0", "8.0", "9.0"], "", "8.0;9.0"),
+        (["8.6"], "8.0", "8.0"),
+        (["7.5"], "", "8.0;8.6;9.0+PTX"),  # too old for the kernels
+        (["12.0"], "", "8.0;8.6;9.0+PTX"),  # too new for this nvcc
+        (["No devices were found"], "", "8.0;8.6;9.0+PTX"),
+    ],
+)
+def test_visible_gpu_alone_is_built_for(tmp_path, seen, asked, architectures):
+    path = os.pathsep.join([fake_driver(tmp_path / "bin", *map(repr, seen)), os.defpath])
+    environ = {"CUDA_HOME": str(fake_toolkit(tmp_path / "cuda")), "PATH": path}
+    plan = cuda.plan_cuda({**environ, "TORCH_CUDA_ARCH_LIST": asked})
+    assert plan.architectures == architectures
+    alone = not asked and "PTX" not in architectures
+    assert (f"for {architectures}, the GPU found here" in plan.status) == alone
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -159,14 +179,20 @@ def test_architecture_flags():
         ("TDNET_SANITIZE", "thread"),
         ("TDNET_SANITIZE", "address,"),
         ("TDNET_WERROR", "yes"),
+        ("TDNET_TORCH_DIR", "/no/such/folder"),
         ("CXX", "no-such-compiler"),
     ],
 )
 def test_bad_setting_is_refused_with_its_name_and_value(name, value):
-    environ = {"PATH": os.environ["PATH"], name: value}
-    with pytest.raises(cuda.BuildError, match=value) as caught:
-        extension.Settings.from_environment(environ)
+    environ = {"PATH": os.environ["PATH"], "TDNET_CUDA": "0", name: value}
+    with pytest.raises(BuildError, match=value) as caught:
+        native.count_jobs(environ) if name == "MAX_JOBS" else Plan.from_environment(environ)
     assert name in str(caught.value) or name == "CXX"
+
+
+def test_sanitized_build_says_what_to_preload():
+    plan = Plan.from_environment({**os.environ, "TDNET_CUDA": "0", "TDNET_SANITIZE": "address"})
+    assert re.fullmatch(r"LD_PRELOAD=/\S*/libasan\.so\S*", plan.preload())
 
 
 def test_setup_refuses_with_one_line_and_no_traceback(tmp_path):
@@ -179,20 +205,7 @@ def test_setup_refuses_with_one_line_and_no_traceback(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_object_is_current_only_while_newer_than_its_sources(tmp_path):
-    source, target, dependencies = (tmp_path / name for name in ("a.cpp", "a.o", "a.d"))
-    source.touch()
-    dependencies.write_text(f"{target}: \\\n {source}\n")
-    assert not extension.is_current(target, dependencies)
-    target.touch()
-    later = source.stat().st_mtime_ns + 10**9
-    os.utime(target, ns=(later, later))
-    assert extension.is_current(target, dependencies)
-    os.utime(source, ns=(later + 10**9, later + 10**9))
-    assert not extension.is_current(target, dependencies)
-
-
-# --- torch as a build requirement ----------------------------------------------------------------
+# --- what the build asks pip for -----------------------------------------------------------------
 
 
 def test_torch_is_found_where_new_enough(tmp_path):
@@ -211,9 +224,29 @@ def test_backend_asks_for_torch_only_where_there_is_none(tmp_path, monkeypatch, 
     monkeypatch.chdir(ROOT)
     sites = [tmp_path / "site-packages"]
     monkeypatch.setattr(find_torch, "site_folders", lambda: sites)
+    monkeypatch.setattr(native.Tool, "find", lambda tool: Path(tool.name))
     assert hook() == ["torch>=2.10"]
     fake_torch(sites[0], "2.10.0")
     assert hook() == []
+    monkeypatch.setattr(native.Tool, "find", lambda tool: None)
+    assert hook() == ["cmake>=3.22", "ninja"]
+
+
+@pytest.mark.parametrize("said", ["echo cmake version 3.21.9", "echo cmake version 4.1; exit 1"])
+def test_unusable_cmake_is_passed_over(tmp_path, monkeypatch, said):
+    """As pip's build environment makes of a cmake that is a Python script."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    old = write_script(tmp_path / "old" / "cmake", said).parent
+    assert native.CMAKE.find({"PATH": str(old)}) is None
+    good = write_script(tmp_path / "new" / "cmake", "echo cmake version 3.22.1")
+    assert native.CMAKE.find({"PATH": f"{old}:{good.parent}"}) == good
+
+
+def test_missing_cmake_and_ninja_are_named(monkeypatch):
+    monkeypatch.setattr(native.Tool, "find", lambda tool: None)
+    for tool in (native.CMAKE, native.NINJA):
+        with pytest.raises(BuildError, match=rf"^no {tool.name}.*pip install '{tool.name}"):
+            tool.found()
 
 
 def test_torch_of_this_environment_is_the_first_found():
@@ -222,7 +255,7 @@ def test_torch_of_this_environment_is_the_first_found():
     assert found.folder.resolve() == Path(torch.__file__).resolve().parent
     assert found.version == torch.__version__
     assert (found.include / "torch/csrc/stable/library.h").is_file()
-    assert (found.lib / "libtorch_cpu.so").is_file()
+    assert found.library.is_file()
 
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX", "PATH"])
@@ -257,7 +290,7 @@ def test_backend_without_a_wheel_command_says_what_to_do(tmp_path, monkeypatch, 
 def test_requirement_agrees_with_the_metadata_and_the_abi_target():
     requirements = importlib.metadata.requires("tdnet") or []
     assert find_torch.TORCH_REQUIREMENT in requirements
-    assert f"torch>={extension.TORCH_TARGET}" == find_torch.TORCH_REQUIREMENT
+    assert f"torch>={find_torch.TORCH_TARGET}" == find_torch.TORCH_REQUIREMENT
 
 
 # --- the source distribution and the checkout ----------------------------------------------------
@@ -267,8 +300,11 @@ PACKAGES = ["build_tools", "csrc", "tdnet", "tdnet_ops", "tests"]
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """Return a copy of the sources in which nothing is compiled."""
-    folder = tmp_path / "checkout"
+    return copy_sources(tmp_path / "checkout")
+
+
+def copy_sources(folder: Path) -> Path:
+    """Copy the sources, nothing compiled."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
@@ -385,7 +421,7 @@ def test_library_needs_no_particular_torch_build():
 
 
 def test_streams_of_torch_are_found_by_name():
-    """csrc/cuda/device.h asks libtorch_cuda for them, which torch has loaded if it has CUDA."""
+    """csrc/cuda/launchers/device.h asks libtorch_cuda, which torch has loaded if it has CUDA."""
     program = (
         "import ctypes, os, torch; "
         "ctypes.CDLL('libtorch_cuda.so', mode=os.RTLD_NOLOAD | os.RTLD_LAZY)"
@@ -398,46 +434,199 @@ def test_streams_of_torch_are_found_by_name():
         assert result.returncode == 0, result.stderr
 
 
-@pytest.fixture
-def cmake() -> Callable[..., subprocess.CompletedProcess]:
-    """Return a function that runs cmake, of the environment's own or the system's."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    program = shutil.which("cmake", path=path)
-    assert program, "cmake is missing: it comes with the extra `test`"
-
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
-        environ = {**os.environ, "PATH": path}
-        return subprocess.run([program, *arguments], env=environ, capture_output=True, text=True)
-
-    return run
+# --- building ------------------------------------------------------------------------------------
 
 
-def test_cmake_builds_a_library_that_registers_the_operators(tmp_path, cmake):
-    interpreter = f"-DPython_EXECUTABLE={sys.executable}"
-    flags = ["-G", "Ninja", "-DTDNET_CUDA=OFF", "-DCMAKE_CXX_FLAGS=-Werror", interpreter]
-    configured = cmake("-S", ROOT, "-B", tmp_path, *flags)
-    assert configured.returncode == 0, configured.stderr
-    built = cmake("--build", tmp_path, "--parallel", "2")
-    assert built.returncode == 0, built.stdout
-    library = tmp_path / "_C.abi3.so"
+@dataclass
+class Checkout:
+    """A copy of the sources, and the folder in which the native build of its wheels goes on."""
+
+    folder: Path
+    native: Path
+
+    def run(self, *command: object, **environ: str) -> str:
+        """Run a program in the checkout, return what it said."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        switches = {"TDNET_CUDA": "0", "TDNET_WERROR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        result = subprocess.run(
+            [*map(str, command)],
+            cwd=self.folder,
+            env={**os.environ, "PATH": path, **switches, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if result.returncode != 0:
+            raise RuntimeError(result.stdout)
+        return result.stdout
+
+    def hook(self, name: str, out: Path, **environ: str) -> tuple[Path, str]:
+        """Call a hook of the pip backend, return the file that it made and what it said."""
+        program = (
+            "import sys; sys.path.insert(0, 'build_tools'); from tdnet_build import backend; "
+            f"print('made', backend.{name}({str(out)!r}))"
+        )
+        environ = {"TDNET_BUILD_DIR": str(self.native), **environ}
+        said = self.run(sys.executable, "-c", program, **environ)
+        return out / re.findall(r"^made (\S+)$", said, re.MULTILINE)[-1], said
+
+    def files(self) -> dict[Path, int]:
+        return {path: path.lstat().st_mtime_ns for path in self.folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Checkout:
+    """A checkout whose wheel was made while it was read-only."""
+    root = tmp_path_factory.mktemp("built")
+    checkout = Checkout(copy_sources(root / "checkout"), root / "native")
+    paths = [checkout.folder, *checkout.folder.rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    before = checkout.files()
+    checkout.hook("build_wheel", root / "first")
+    assert checkout.files() == before  # root may write anywhere
+    for path in paths:
+        path.chmod(path.stat().st_mode | 0o200)
+    return checkout
+
+
+def compiled_in(said: str) -> set[str]:
+    return set(re.findall(r"Building \w+ object \S*\.dir/(\S+)\.o", said))
+
+
+def test_one_changed_source_is_compiled(built, tmp_path):
+    (built.folder / "csrc/library.cpp").touch()
+    _, said = built.hook("build_wheel", tmp_path)
+    assert compiled_in(said) == {"csrc/library.cpp"}
+
+
+def test_deleted_module_leaves_no_trace(built, tmp_path):
+    module = built.folder / "tdnet_ops" / "short_lived.py"
+    module.touch()
+    first, _ = built.hook("build_wheel", tmp_path / "first")
+    module.unlink()
+    second, said = built.hook("build_wheel", tmp_path / "second")
+    assert not compiled_in(said)
+    names = [set(zipfile.ZipFile(wheel).namelist()) for wheel in (first, second)]
+    assert names[0] - names[1] == {"tdnet_ops/short_lived.py"}
+    assert "tdnet_ops/_C.abi3.so" in names[1]
+    assert re.fullmatch(r"tdnet-[\d.]+-cp310-abi3-linux_\w+\.whl", second.name)
+
+
+@pytest.mark.parametrize("how", ["inplace", "editable_mode"])
+def test_builds_in_place_go_on_in_one_folder(how):
+    build = command.BuildLibrary(Distribution({"ext_modules": [Extension("a", [])]}))
+    setattr(build, how, True)
+    build.finalize_options()
+    assert build.build_temp == str(ROOT / "build" / "native")
+
+
+def test_builds_in_place_and_editable_take_what_is_compiled(built, tmp_path):
+    environ = {"TDNET_BUILD_DIR": str(built.native)}
+    for build in (
+        lambda: built.run(sys.executable, "setup.py", "build_ext", "--inplace", **environ),
+        lambda: built.hook("build_editable", tmp_path)[1],
+    ):
+        said = build()
+        assert "tdnet build: CUDA kernels not compiled in: switched off by TDNET_CUDA=0" in said
+        assert not compiled_in(said)
+        library = built.folder / "tdnet_ops" / "_C.abi3.so"
+        assert library.read_bytes() == (built.native / library.name).read_bytes()
+        library.unlink()
+
+
+def test_built_library_registers_the_operators(built):
+    library = built.native / "_C.abi3.so"
     program = (
         f"import torch; torch.ops.load_library({str(library)!r}); "
         "print(torch.ops.tdnet.attention_propagate.default)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.stdout.strip() == "tdnet.attention_propagate.default", result.stderr
+    said = built.run(sys.executable, "-c", program)
+    assert said.strip() == "tdnet.attention_propagate.default"
+    dynamic = built.run("readelf", "-d", library)
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
 
 
-def test_cmake_refuses_an_unknown_switch(tmp_path, cmake):
-    result = cmake("-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DTDNET_CUDA=1")
-    assert result.returncode != 0
-    assert "TDNET_CUDA=1 is not one of AUTO, ON, OFF" in result.stderr
+def test_compile_commands_are_there_for_editors(built):
+    assert '"file": ' in (built.native / "compile_commands.json").read_text()
 
 
-def test_cmake_forced_cuda_without_nvcc_is_refused(tmp_path, cmake):
-    flags = ["-G", "Ninja", "-DTDNET_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}"]
-    result = cmake("-S", ROOT, "-B", tmp_path, *flags, "-DCMAKE_CUDA_COMPILER=NOTFOUND")
-    assert result.returncode != 0
-    assert "TDNET_CUDA=ON cannot be met" in result.stderr
+def configure_standalone(built: Checkout, folder: Path, *options: str) -> str:
+    command = ["cmake", "-S", built.folder, "-B", folder, "-G", "Ninja"]
+    return built.run(*command, f"-DPython_EXECUTABLE={sys.executable}", *options)
+
+
+def test_standalone_build_compiles_as_the_wheel_does(built, tmp_path):
+    said = configure_standalone(built, tmp_path)
+    assert f"tdnet build: torch {torch.__version__} in " in said
+    assert "tdnet build: CUDA kernels not compiled in: switched off by TDNET_CUDA=0" in said
+    commands = [
+        (folder / "compile_commands.json").read_text().replace(str(folder), "")
+        for folder in (tmp_path, built.native)
+    ]
+    assert commands[0] == commands[1]
+    assert "-Werror" in commands[0]
+
+
+def test_standalone_build_refuses_with_one_line(built, tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        configure_standalone(built, tmp_path, "-DTDNET_CUDA=maybe")
+    assert "tdnet build failed: TDNET_CUDA='maybe' is not one of auto, 0, 1" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+NVCC = cuda.plan_cuda({**os.environ, "TDNET_CUDA": "auto"}).nvcc
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc that works")
+def test_failing_cuda_sources_stop_a_forced_build_only(built, tmp_path):
+    """The CPU library is built all the same; a few lines stand for its sources."""
+    checkout = Checkout(tmp_path / "checkout", tmp_path / "native")
+    shutil.copytree(built.folder, checkout.folder)
+    for path in checkout.folder.glob("csrc/cuda/**/*.c*"):
+        path.unlink()
+    (checkout.folder / "csrc/cuda/broken.cu").write_text("__global__ void broken() { oops; }\n")
+    for path in checkout.folder.glob("csrc/cpu/*.cpp"):
+        if path.name != "instruction_sets.cpp":
+            path.unlink()
+    build = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp"]
+    with pytest.raises(RuntimeError) as caught:
+        checkout.run(*build, checkout.native, TDNET_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+    reason = "csrc/cuda/broken.cu does not compile"
+    assert str(caught.value).strip().splitlines()[-1].endswith(f"tdnet build failed: {reason}")
+    said = checkout.run(*build, checkout.native, TDNET_CUDA="auto", TORCH_CUDA_ARCH_LIST="9.0")
+    assert f"tdnet build: CUDA kernels not compiled in: {reason}\n" in said
+    assert reason in (tmp_path / "tdnet_ops" / "_C.abi3.so").read_bytes().decode(errors="replace")
+
+
+@pytest.mark.slow
+def test_source_distribution_builds_the_same_wheel(built, tmp_path):
+    with tarfile.open(built.hook("build_sdist", tmp_path)[0]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = Checkout(next(path for path in tmp_path.iterdir() if path.is_dir()), tmp_path / "n")
+    wheels = [
+        checkout.hook("build_wheel", tmp_path)[0].rename(tmp_path / f"{number}.whl")
+        for number, checkout in enumerate((built, unpacked))
+    ]
+    contents = []
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            contents.append({name: archive.read(name) for name in archive.namelist()})
+    assert contents[0] == contents[1]
+
+
+AUDITWHEEL = shutil.which("auditwheel", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(AUDITWHEEL is None, reason="auditwheel is not installed")
+def test_wheel_can_be_handed_to_others(built, tmp_path):
+    wheel, _ = built.hook("build_wheel", tmp_path)
+    said = built.run(AUDITWHEEL, "show", wheel)
+    assert re.search(r'constrains the platform tag\s+to\s+"manylinux_2_\d+_\w+"', said), said
+    built.run(AUDITWHEEL, "repair", "--exclude", "libtorch_cpu.so", "-w", tmp_path / "out", wheel)
+    (repaired,) = (tmp_path / "out").iterdir()
+    assert re.search(r"-cp310-abi3-manylinux_2_\d+_\w+\.whl$", repaired.name)
+    names = zipfile.ZipFile(repaired).namelist()
+    assert [name for name in names if ".so" in name] == ["tdnet_ops/_C.abi3.so"]

@@ -1,1 +1,5 @@
-"""How `tdnet_ops._C` is built: find torch, decide about CUDA, compile; and the pip backend."""
+"""Way into `CMakeLists.txt`, the native build: what it needs to know is decided here."""
+
+
+class BuildError(Exception):
+    """A reason, in one line, why the build cannot go on."""

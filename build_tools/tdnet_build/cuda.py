@@ -9,16 +9,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tdnet_build import BuildError
+
 DEFAULT_ARCHITECTURES = "8.0;8.6;9.0;10.0;12.0+PTX"
+OLDEST_ARCHITECTURE = 8.0
 OLDEST_NVCC = (12, 0)  # the first with C++20
-CUDA_FLAGS = ["-std=c++20"]
-
-
-class BuildError(Exception):
-    """A reason, in one line, why the build cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +24,18 @@ class CudaPlan:
     """The decision about CUDA.
 
     Attributes:
-        toolkit: the toolkit's root folder, None where no CUDA code is compiled.
-        architectures: as in TORCH_CUDA_ARCH_LIST, for example "8.0;9.0+PTX"; "" without CUDA.
+        nvcc: the compiler, None where none is used.
+        architectures: as in TORCH_CUDA_ARCH_LIST, for example "8.0;9.0+PTX"; "" where no CUDA code
+            is compiled.
         status: one line saying why CUDA kernels are in or are not.
     """
 
-    toolkit: Path | None
+    nvcc: Path | None
     architectures: str
     status: str
 
-    @property
-    def nvcc(self) -> Path:
-        if self.toolkit is None:
-            raise BuildError("there is no nvcc in a build without CUDA")
-        return self.toolkit / "bin" / "nvcc"
+    def without_kernels(self, reason: str) -> CudaPlan:
+        return replace(self, architectures="", status=f"not compiled in: {reason}")
 
 
 def plan_cuda(environ: Mapping[str, str] = os.environ) -> CudaPlan:
@@ -49,7 +45,7 @@ def plan_cuda(environ: Mapping[str, str] = os.environ) -> CudaPlan:
         BuildError: TDNET_CUDA has another value, or is 1 and CUDA code cannot be compiled here,
             or TORCH_CUDA_ARCH_LIST asks for what nvcc does not know.
     """
-    switch = environ.get("TDNET_CUDA", "auto")
+    switch = environ.get("TDNET_CUDA") or "auto"
     if switch not in ("auto", "0", "1"):
         raise BuildError(f"TDNET_CUDA={switch!r} is not one of auto, 0, 1")
     if switch == "0":
@@ -75,10 +71,14 @@ def _plan_with_toolkit(environ: Mapping[str, str]) -> CudaPlan:
     if release < OLDEST_NVCC:
         needed = ".".join(map(str, OLDEST_NVCC))
         raise _NoCudaError(f"{nvcc} is release {release[0]}.{release[1]}, C++20 needs {needed}")
-    architectures = choose_architectures(environ.get("TORCH_CUDA_ARCH_LIST"), _known_to(nvcc))
+    known = _known_to(nvcc)
+    asked, of_whom = environ.get("TORCH_CUDA_ARCH_LIST"), ""
+    if not asked and (visible := visible_architectures(known, environ)):
+        asked, of_whom = visible, ", the GPU found here (TORCH_CUDA_ARCH_LIST names others)"
+    architectures = choose_architectures(asked, known)
     _try_compiler(nvcc, architectures, environ)
-    status = f"compiled in by nvcc {release[0]}.{release[1]} for {architectures}"
-    return CudaPlan(toolkit, architectures, status)
+    status = f"compiled in by nvcc {release[0]}.{release[1]} for {architectures}{of_whom}"
+    return CudaPlan(nvcc, architectures, status)
 
 
 def find_toolkit(environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -100,6 +100,26 @@ def find_toolkit(environ: Mapping[str, str] = os.environ) -> Path | None:
             return Path(match[1].strip()).resolve()
     default = Path("/usr/local/cuda")
     return default if (default / "bin" / "nvcc").is_file() else None
+
+
+def visible_architectures(known: Sequence[str], environ: Mapping[str, str] = os.environ) -> str:
+    """Return the architectures of this machine's GPUs that can be compiled for, for example "9.0".
+
+    The driver's nvidia-smi tells. "" where it sees no GPU, or one too old for the kernels or too
+    new for this nvcc: such a GPU may yet run the PTX of the default list.
+    """
+    program = shutil.which("nvidia-smi", path=environ.get("PATH", ""))
+    if program is None:
+        return ""
+    command = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    output = subprocess.run(command, capture_output=True, text=True).stdout
+    found = sorted(set(re.findall(r"^\d+\.\d$", output, re.MULTILINE)), key=float)
+    usable = [
+        entry
+        for entry in found
+        if float(entry) >= OLDEST_ARCHITECTURE and f"sm_{_digits(entry)}" in known
+    ]
+    return ";".join(usable) if usable == found else ""
 
 
 def choose_architectures(asked: str | None, known: Sequence[str]) -> str:
@@ -142,14 +162,6 @@ def architecture_flags(architectures: str) -> list[str]:
     return flags
 
 
-def runtime_folder(toolkit: Path) -> Path:
-    """Return the folder with libcudart_static.a: lib64, or lib from conda and pip."""
-    for name in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
-        if (toolkit / name / "libcudart_static.a").is_file():
-            return toolkit / name
-    raise _NoCudaError(f"no libcudart_static.a in {toolkit}")
-
-
 def _digits(entry: str) -> str:
     return entry.removesuffix("+PTX").replace(".", "")
 
@@ -167,14 +179,13 @@ def _known_to(nvcc: Path) -> list[str]:
 
 
 def _try_compiler(nvcc: Path, architectures: str, environ: Mapping[str, str]) -> None:
-    """Compile an empty kernel: a toolkit without headers or beside a too new g++ fails here."""
-    runtime_folder(nvcc.parents[1])
+    """Link an empty kernel: a toolkit without headers or beside a too new g++ fails here."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cu")
         source.write_text("__global__ void probe() {}\n")
-        command = [str(nvcc), *host_compiler_flags(environ), *CUDA_FLAGS]
-        command += architecture_flags(architectures)
-        command += ["-c", str(source), "-o", str(Path(folder, "probe.o"))]
+        command = [str(nvcc), *host_compiler_flags(environ), "-std=c++20"]
+        command += architecture_flags(architectures.partition(";")[0])
+        command += ["-shared", "-Xcompiler=-fPIC", str(source), "-o", str(Path(folder, "probe.so"))]
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         output = (result.stderr + result.stdout).strip().splitlines() or ["no message"]
@@ -182,7 +193,12 @@ def _try_compiler(nvcc: Path, architectures: str, environ: Mapping[str, str]) ->
         raise _NoCudaError(f"{nvcc} cannot compile an empty kernel: {first_error}")
 
 
-def host_compiler_flags(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return -ccbin for a C++ compiler named by CXX; without it nvcc chooses."""
+def host_compiler(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the C++ compiler named by CXX, "" where nvcc may choose."""
     words = [word for word in shlex.split(environ.get("CXX", "")) if not word.startswith("-")]
-    return ["-ccbin", words[-1]] if words else []  # the last: "ccache g++"
+    return words[-1] if words else ""  # the last: "ccache g++"
+
+
+def host_compiler_flags(environ: Mapping[str, str] = os.environ) -> list[str]:
+    name = host_compiler(environ)
+    return ["-ccbin", name] if name else []

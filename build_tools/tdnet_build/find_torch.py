@@ -15,8 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdnet_build import BuildError
+
 OLDEST_TORCH = (2, 10)
-TORCH_REQUIREMENT = f"torch>={OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}"
+TORCH_TARGET = f"{OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}"
+TORCH_REQUIREMENT = f"torch>={TORCH_TARGET}"
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Torch:
         return self.folder / "include"
 
     @property
-    def lib(self) -> Path:
-        return self.folder / "lib"
+    def library(self) -> Path:
+        return self.folder / "lib" / "libtorch_cpu.so"
 
 
 def site_folders(environ: Mapping[str, str] = os.environ) -> Iterator[Path]:
@@ -54,6 +57,23 @@ def site_folders(environ: Mapping[str, str] = os.environ) -> Iterator[Path]:
     roots += [Path(folder).parent for folder in environ.get("PATH", "").split(os.pathsep) if folder]
     for root in roots:
         yield from sorted(root.glob("lib/python3.*/site-packages"))
+
+
+def torch_to_build_with(environ: Mapping[str, str] = os.environ) -> Torch:
+    """Return the torch, or libtorch, in the folder that TDNET_TORCH_DIR names, else one found.
+
+    Raises:
+        BuildError: there is none.
+    """
+    if not environ.get("TDNET_TORCH_DIR"):
+        found = find_torch()
+        if found is None:
+            raise BuildError(f"no {TORCH_REQUIREMENT} found to build with; install it first")
+        return found
+    named = Torch(Path(environ["TDNET_TORCH_DIR"]).absolute(), "of TDNET_TORCH_DIR")
+    if not named.library.is_file():
+        raise BuildError(f"TDNET_TORCH_DIR: expected the folder of a torch, no {named.library}")
+    return named
 
 
 def find_torch(folders: Iterable[Path] | None = None) -> Torch | None:

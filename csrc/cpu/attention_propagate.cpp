@@ -8,8 +8,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-
 #include "../checks.h"
 #include "dtypes.h"
 #include "propagate.h"
@@ -17,51 +15,74 @@
 namespace tdnet::cpu {
 namespace {
 
-Tensor attention_propagate_float(const Tensor& layout, Tensor q, Tensor k, const Tensor& v,
-                                 const Projection& projection, double scale) {
+Tensor attention_propagate_float(const Tensor& layout, const MapShape& shape, Tensor q, Tensor k,
+                                 const Tensor& v, const Projection& projection, double scale,
+                                 float* log_sum_exp) {
   const TileLoops& loops = tile_loops();
-  const int64_t height = q.size(2), width = q.size(3), queries = height * width;
+  const int64_t queries = q.size(2) * q.size(3);
   const int64_t channels = q.size(1), keys = k.size(2) * k.size(3), batch = q.size(0);
   const int64_t strips = divide_up(keys, loops.rows);
   const Tokens query_tokens = tokens(q), key_tokens = tokens(k);
 
   // Keys as strips [B][strips][channels, rows], carrying the scale.
   const int64_t strip_size = channels * loops.rows;
-  const Buffer packed_keys(batch * strips * strip_size);
+  const Buffer packed_keys(batch * strips * strip_size, "packed keys");
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t s = 0; s < strips; ++s) {
       pack_tokens(key_tokens, b, s * loops.rows, keys, channels, loops.rows,
                   static_cast<float>(scale), packed_keys.get() + (b * strips + s) * strip_size);
     }
   }
-  const auto make_fill = [&]() -> FillLogits {
-    const auto packed_queries = std::make_shared<Buffer>(channels * loops.lanes);
-    return [&, packed_queries](int64_t b, int64_t first, float* panel) {
-      pack_tokens(query_tokens, b, first, queries, channels, loops.lanes, 1.0f,
-                  packed_queries->get());
-      for (int64_t s = 0; s < strips; ++s) {
-        loops.product(channels, packed_keys.get() + (b * strips + s) * strip_size,
-                      packed_queries->get(), panel + s * loops.rows * loops.lanes);
-      }
-    };
+  const auto fill = [&](int64_t b, int64_t first, float* packed_queries, float* panel) {
+    pack_tokens(query_tokens, b, first, queries, channels, loops.lanes, 1.0f, packed_queries);
+    for (int64_t s = 0; s < strips; ++s) {
+      loops.product(channels, packed_keys.get() + (b * strips + s) * strip_size, packed_queries,
+                    panel + s * loops.rows * loops.lanes);
+    }
   };
-  return propagate_projected(layout, height, width, v, projection, make_fill);
+  const Logits logits{fill, channels * loops.lanes};
+  return propagate_projected(layout, shape, v, projection, logits, log_sum_exp);
+}
+
+// Of any dtype but float64, arguments checked.
+Tensor propagate_attention(const MapShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                           const std::optional<Tensor>& residual,
+                           const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                           std::optional<double> scale, float* log_sum_exp) {
+  const Tensor out =
+      attention_propagate_float(q, shape, to_float(q), to_float(k), to_float(v),
+                                {to_float(residual), to_float(weight), to_float(bias)},
+                                scale_or_default(scale, q.size(1)), log_sum_exp);
+  return from_float(out, q.scalar_type());
 }
 
 Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
                            const std::optional<Tensor>& residual,
                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                            std::optional<double> scale, bool allow_tf32) {
-  check_attention_propagate(q, k, v, residual, weight, bias);
+  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias);
   if (is_double(q)) {
     return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
                          scale, allow_tf32)[0];
   }
-  const Tensor out =
-      attention_propagate_float(q, to_float(q), to_float(k), to_float(v),
-                                {to_float(residual), to_float(weight), to_float(bias)},
-                                scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1)))));
-  return from_float(out, q.scalar_type());
+  return propagate_attention(shape, q, k, v, residual, weight, bias, scale, nullptr);
+}
+
+std::tuple<Tensor, Tensor> attention_propagate_forward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& residual,
+    const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+    std::optional<double> scale, bool allow_tf32) {
+  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias);
+  if (is_double(q)) {
+    const auto results = call_operator<2>("tdnet_reference::attention_propagate_forward", q, k, v,
+                                          residual, weight, bias, scale, allow_tf32);
+    return {results[0], results[1]};
+  }
+  const std::array<int64_t, 2> rows{shape[0], shape[2] * shape[3]};
+  const Tensor log_sum_exp = new_result(q, rows, ScalarType::Float);
+  return {propagate_attention(shape, q, k, v, residual, weight, bias, scale,
+                              log_sum_exp.mutable_data_ptr<float>()),
+          log_sum_exp};
 }
 
 }  // namespace
@@ -69,4 +90,5 @@ Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
 
 STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
   m.impl("attention_propagate", TORCH_BOX(&tdnet::cpu::attention_propagate));
+  m.impl("attention_propagate_forward", TORCH_BOX(&tdnet::cpu::attention_propagate_forward));
 }

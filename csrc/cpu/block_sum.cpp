@@ -14,14 +14,15 @@ namespace {
 Tensor block_sum_reduce(const std::vector<Tensor>& blocks, const std::vector<Tensor>& weights,
                         const std::optional<Tensor>& bias, int64_t padding, int64_t dilation,
                         const std::string& activation, bool allow_tf32) {
-  check_block_sum_reduce(blocks, weights, bias, padding, dilation, activation);
+  const MapShape shape =
+      check_block_sum_reduce(blocks, weights, bias, padding, dilation, activation);
   if (is_double(blocks[0])) {
     return call_operator("tdnet_reference::block_sum_reduce", blocks, weights, bias, padding,
                          dilation, activation, allow_tf32)[0];
   }
-  const Tensor out =
-      convolve_blocks(blocks[0], to_float(blocks), to_float(weights), to_float(bias), std::nullopt,
-                      {.padding = padding, .dilation = dilation, .relu = activation == "relu"});
+  const Tensor out = convolve_blocks(
+      blocks[0], shape, to_float(blocks), to_float(weights), to_float(bias), std::nullopt,
+      {.padding = padding, .dilation = dilation, .relu = activation == "relu"});
   return from_float(out, blocks[0].scalar_type());
 }
 
@@ -61,13 +62,14 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
                                             const std::optional<Tensor>& bias, int64_t padding,
                                             int64_t dilation, const std::string& activation,
                                             bool allow_tf32) {
-  check_block_sum_update(partials, index, x, weight, bias, padding, dilation, activation);
+  const MapShape shape =
+      check_block_sum_update(partials, index, x, weight, bias, padding, dilation, activation);
   if (is_double(x)) {
     const auto results = call_operator<2>("tdnet_reference::block_sum_update", partials, index, x,
                                           weight, bias, padding, dilation, activation, allow_tf32);
     return {results[0], results[1]};
   }
-  const Tensor partial = convolve_blocks(x, {to_float(x)}, {to_float(weight)}, std::nullopt,
+  const Tensor partial = convolve_blocks(x, shape, {to_float(x)}, {to_float(weight)}, std::nullopt,
                                          std::nullopt, {.padding = padding, .dilation = dilation});
   const bool channels_last = x.stride(1) == 1;
   std::vector<Tensor> aligned;

@@ -86,20 +86,18 @@ void pack_pixels(const PixelRun& run, int64_t channel_stride, int64_t first_chan
 
 }  // namespace
 
-Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
-                       const std::vector<Tensor>& weights, const std::optional<Tensor>& bias,
-                       const std::optional<Tensor>& residual, const ConvolutionOptions& options) {
+Tensor convolve_blocks(const Tensor& layout, const std::array<int64_t, 4>& shape,
+                       const std::vector<Tensor>& blocks, const std::vector<Tensor>& weights,
+                       const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                       const ConvolutionOptions& options) {
   const TileLoops& loops = tile_loops();
-  const int64_t kernel = weights[0].size(2), out_channels = weights[0].size(0);
+  const int64_t batch = shape[0], out_channels = shape[1], width = shape[3];
+  const int64_t pixels = shape[2] * width, kernel = weights[0].size(2);
   const int64_t strips = divide_up(out_channels, loops.rows);
-  const int64_t shrink = options.dilation * (kernel - 1) - 2 * options.padding;
-  const int64_t batch = blocks[0].size(0);
-  const int64_t height = blocks[0].size(2) - shrink, width = blocks[0].size(3) - shrink;
-  const int64_t pixels = height * width;
 
   int64_t depth = 0;
   for (const Tensor& x : blocks) depth += x.size(1) * kernel * kernel;
-  const Buffer packed(depth * strips * loops.rows);
+  const Buffer packed(depth * strips * loops.rows, "packed weights");
   std::vector<Tap> taps;
   float* next = packed.get();
   for (size_t i = 0; i < blocks.size(); ++i) {
@@ -113,20 +111,13 @@ Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
     }
   }
 
-  std::optional<Tensor> packed_bias, even_residual = residual;
-  if (bias) packed_bias = torch::stable::contiguous(*bias);
-  Tokens residual_tokens{};
-  if (even_residual) residual_tokens = tokens(*even_residual);
-  Tensor out = empty_map_like(layout, batch, out_channels, height, width);
-  const bool channels_last = layout.stride(1) == 1;
-  const int64_t out_channel = channels_last ? 1 : pixels,
-                out_token = channels_last ? out_channels : 1;
-  const float* bias_data = packed_bias ? packed_bias->const_data_ptr<float>() : nullptr;
-  float* out_data = out.mutable_data_ptr<float>();
-
+  const Tensor out = empty_float_map(layout, shape);
+  const Output output(out, bias, residual, options.relu);
   const int64_t tiles = divide_up(pixels, loops.lanes);
-  for_each_tile(batch * tiles, [&](const auto& take) {
-    const Buffer panel(loops.depth * loops.lanes), sums(strips * loops.rows * loops.lanes);
+  const int64_t panel_size = int64_t{loops.depth} * loops.lanes;
+  const Workspace workspace{panel_size + strips * loops.rows * loops.lanes, "sums of channels"};
+  for_each_tile(batch * tiles, workspace, [&](const auto& take, float* panel) {
+    float* sums = panel + panel_size;
     for (int64_t t = take(); t >= 0; t = take()) {
       const int64_t b = t / tiles, first = t % tiles * loops.lanes;
       bool started = false;
@@ -135,30 +126,18 @@ Tensor convolve_blocks(const Tensor& layout, const std::vector<Tensor>& blocks,
         const int64_t channels = tap.x->size(1);
         for (int64_t c = 0; c < channels; c += loops.depth) {
           const int64_t count = std::min<int64_t>(loops.depth, channels - c);
-          pack_pixels(run, tap.x->stride(1), c, count, loops, panel.get());
+          pack_pixels(run, tap.x->stride(1), c, count, loops, panel);
           const auto product = started ? loops.product_add : loops.product;
           started = true;
           for (int64_t strip = 0; strip < strips; ++strip) {
-            product(count, tap.weights + strip * tap.strip_stride + c * loops.rows, panel.get(),
-                    sums.get() + strip * loops.rows * loops.lanes);
+            product(count, tap.weights + strip * tap.strip_stride + c * loops.rows, panel,
+                    sums + strip * loops.rows * loops.lanes);
           }
         }
       }
       for (int64_t strip = 0; strip < strips; ++strip) {
-        const int64_t channel = strip * loops.rows;
-        loops.finish_block(
-            sums.get() + strip * loops.rows * loops.lanes,
-            {.bias = bias_data ? bias_data + channel : nullptr,
-             .residual = even_residual ? residual_tokens.at(b, channel, first) : nullptr,
-             .residual_channel = residual_tokens.channel,
-             .residual_token = residual_tokens.token,
-             .out =
-                 out_data + b * out_channels * pixels + channel * out_channel + first * out_token,
-             .out_channel = out_channel,
-             .out_token = out_token,
-             .rows = std::min<int64_t>(loops.rows, out_channels - channel),
-             .lanes = std::min<int64_t>(loops.lanes, pixels - first),
-             .relu = options.relu});
+        loops.finish_block(sums + strip * loops.rows * loops.lanes,
+                           output.epilogue(b, strip * loops.rows, first));
       }
     }
   });

@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -15,9 +16,10 @@ struct ConvolutionOptions {
   bool relu = false;
 };
 
-// blocks[i] [B, C_i, H, W] float32 by weights[i] [C_out, C_i, k, k] -> [B, C_out, H', W'] in the
-// layout of `layout`. Arguments are checked by the caller.
+// blocks[i] [B, C_i, H, W] float32 by weights[i] [C_out, C_i, k, k] -> a map of `shape`
+// [B, C_out, H', W'] in the layout of `layout`. Arguments are checked by the caller.
 torch::stable::Tensor convolve_blocks(const torch::stable::Tensor& layout,
+                                      const std::array<int64_t, 4>& shape,
                                       const std::vector<torch::stable::Tensor>& blocks,
                                       const std::vector<torch::stable::Tensor>& weights,
                                       const std::optional<torch::stable::Tensor>& bias,

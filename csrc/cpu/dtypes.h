@@ -56,9 +56,8 @@ inline const Tensor& with_huge_pages(const Tensor& x) {
   return x;
 }
 
-inline Tensor empty_map_like(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
-                             int64_t width) {
-  return with_huge_pages(empty_map(like, ScalarType::Float, {batch, channels, height, width}));
+inline Tensor empty_float_map(const Tensor& like, const std::array<int64_t, 4>& shape) {
+  return with_huge_pages(empty_map(like, ScalarType::Float, shape));
 }
 
 }  // namespace tdnet::cpu

@@ -27,7 +27,7 @@ Tensor multiply_adds(const Tensor& x, int64_t steps) {
   check(x.scalar_type() == ScalarType::Float && x.dim() == 1 && x.is_contiguous() &&
             x.numel() % kPeakBlock == 0,
         "x: expected contiguous float32 [blocks * ", kPeakBlock, "], got ",
-        torch::headeronly::toString(x.scalar_type()), " ", shape_text(x));
+        dtype_name(x.scalar_type()), " ", shape_text(x));
   check(steps >= 0, "steps: expected at least 0, got ", steps);
   const Tensor out = torch::stable::new_empty(x, x.sizes());
   float* numbers = out.mutable_data_ptr<float>();

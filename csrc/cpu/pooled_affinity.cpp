@@ -3,8 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-
 #include "../checks.h"
 #include "dtypes.h"
 #include "pooling.h"
@@ -13,17 +11,15 @@
 namespace tdnet::cpu {
 namespace {
 
-Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
+Tensor pooled_affinity_float(const MatrixShape& shape, Tensor q, Tensor k, double scale) {
   const TileLoops& loops = tile_loops();
-  const int64_t batch = q.size(0), channels = q.size(1);
-  const int64_t queries = q.size(2) * q.size(3), keys = k.size(2) * k.size(3);
+  const int64_t batch = shape[0], channels = q.size(1), queries = shape[1], keys = shape[2];
   const Tokens query_tokens = tokens(q), key_tokens = tokens(k);
-  const std::array<int64_t, 3> size{batch, queries, keys};
-  const Tensor affinity = with_huge_pages(new_result(q, size, ScalarType::Float));
+  const Tensor affinity = with_huge_pages(new_result(q, shape, ScalarType::Float));
   float* data = affinity.mutable_data_ptr<float>();
 
   const int64_t panels = divide_up(keys, loops.lanes), panel_size = channels * loops.lanes;
-  const Buffer packed_keys(batch * panels * panel_size);
+  const Buffer packed_keys(batch * panels * panel_size, "packed keys");
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t p = 0; p < panels; ++p) {
       pack_tokens(key_tokens, b, p * loops.lanes, keys, channels, loops.lanes,
@@ -31,25 +27,26 @@ Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
     }
   }
   const int64_t strips = divide_up(queries, loops.rows);
-  for_each_tile(batch * strips, [&](const auto& take) {
-    const Buffer strip(channels * loops.rows), block(loops.rows * loops.lanes);
+  const int64_t block_size = int64_t{loops.rows} * loops.lanes;
+  const Workspace workspace{block_size + channels * loops.rows, "packed queries"};
+  for_each_tile(batch * strips, workspace, [&](const auto& take, float* block) {
+    float* strip = block + block_size;
     for (int64_t t = take(); t >= 0; t = take()) {
       const int64_t b = t / strips, first = t % strips * loops.rows;
-      pack_tokens(query_tokens, b, first, queries, channels, loops.rows, 1.0f, strip.get());
+      pack_tokens(query_tokens, b, first, queries, channels, loops.rows, 1.0f, strip);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t key = p * loops.lanes;
-        loops.product(channels, strip.get(), packed_keys.get() + (b * panels + p) * panel_size,
-                      block.get());
-        loops.finish_block(block.get(), {.bias = nullptr,
-                                         .residual = nullptr,
-                                         .residual_channel = 0,
-                                         .residual_token = 0,
-                                         .out = data + (b * queries + first) * keys + key,
-                                         .out_channel = keys,
-                                         .out_token = 1,
-                                         .rows = std::min<int64_t>(loops.rows, queries - first),
-                                         .lanes = std::min<int64_t>(loops.lanes, keys - key),
-                                         .relu = false});
+        loops.product(channels, strip, packed_keys.get() + (b * panels + p) * panel_size, block);
+        loops.finish_block(block, {.bias = nullptr,
+                                   .residual = nullptr,
+                                   .residual_channel = 0,
+                                   .residual_token = 0,
+                                   .out = data + (b * queries + first) * keys + key,
+                                   .out_channel = keys,
+                                   .out_token = 1,
+                                   .rows = std::min<int64_t>(loops.rows, queries - first),
+                                   .lanes = std::min<int64_t>(loops.lanes, keys - key),
+                                   .relu = false});
       }
     }
   });
@@ -58,15 +55,15 @@ Tensor pooled_affinity_float(Tensor q, Tensor k, double scale) {
 
 Tensor pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride, const std::string& mode,
                        std::optional<double> scale, bool allow_tf32) {
-  check_pooled_affinity(q, k, stride, mode);
+  const MatrixShape shape = check_pooled_affinity(q, k, stride, mode);
   if (is_double(q)) {
     return call_operator("tdnet_reference::pooled_affinity", q, k, stride, mode, scale,
                          allow_tf32)[0];
   }
   Tensor keys = to_float(k);
   if (stride > 1) keys = pool(keys, keys, stride, mode);
-  const Tensor affinity = pooled_affinity_float(
-      to_float(q), keys, scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(1)))));
+  const Tensor affinity =
+      pooled_affinity_float(shape, to_float(q), keys, scale_or_default(scale, q.size(1)));
   return from_float(affinity, q.scalar_type());
 }
 

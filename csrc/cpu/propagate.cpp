@@ -33,6 +33,16 @@ void pack_values(const Propagation& problem, int64_t b, const TileLoops& loops, 
   });
 }
 
+// Turns the logits of one panel of queries into weights.
+void softmax(const Propagation& problem, const TileLoops& loops, int64_t b, int64_t first,
+             float* panel) {
+  if (!problem.log_sum_exp) return loops.softmax_panel(panel, problem.keys, nullptr);
+  float log_sum_exp[kMostLanes];
+  loops.softmax_panel(panel, problem.keys, log_sum_exp);
+  const int64_t lanes = std::min<int64_t>(loops.lanes, problem.queries - first);
+  std::copy_n(log_sum_exp, lanes, problem.log_sum_exp + b * problem.queries + first);
+}
+
 // block += values^T weights for one tile of query panels; the last key block also finishes.
 void add_values(const Propagation& problem, const TileLoops& loops, const float* values,
                 int64_t first_key, int64_t panels, int64_t panel_size, const float* weights,
@@ -55,53 +65,42 @@ void finish_tile(const Propagation& problem, const TileLoops& loops, int64_t b, 
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t query = first + p * loops.lanes;
     for (int64_t strip = 0; strip < strips; ++strip) {
-      const int64_t channel = strip * loops.rows;
-      const Tokens* residual = problem.residual;
       loops.finish_block(sums + (p * strips + strip) * loops.rows * loops.lanes,
-                         {.bias = problem.bias ? problem.bias + channel : nullptr,
-                          .residual = residual ? residual->at(b, channel, query) : nullptr,
-                          .residual_channel = residual ? residual->channel : 0,
-                          .residual_token = residual ? residual->token : 0,
-                          .out = problem.out + b * problem.out_batch +
-                                 channel * problem.out_channel + query * problem.out_token,
-                          .out_channel = problem.out_channel,
-                          .out_token = problem.out_token,
-                          .rows = std::min<int64_t>(loops.rows, problem.channels - channel),
-                          .lanes = std::min<int64_t>(loops.lanes, problem.queries - query),
-                          .relu = false});
+                         problem.output.epilogue(b, strip * loops.rows, query));
     }
   }
 }
 
 }  // namespace
 
-void propagate(const Propagation& problem, const std::function<FillLogits()>& make_fill) {
+void propagate(const Propagation& problem, const Logits& logits) {
   const TileLoops& loops = tile_loops();
   const int64_t strips = divide_up(problem.channels, loops.rows);
   const int64_t panel_size = round_up(problem.keys, loops.rows) * loops.lanes;
   const int64_t tile_panels = panels_in_tile(problem.keys, loops);
   const int64_t tile = tile_panels * loops.lanes;
-  const Buffer values(strips * loops.rows * problem.keys);
+  const int64_t panels_size = tile_panels * panel_size;
+  const int64_t sums_size = tile_panels * strips * loops.rows * loops.lanes;
+  const Workspace workspace{panels_size + sums_size + logits.workspace, "logits of the threads"};
+  const Buffer values(strips * loops.rows * problem.keys, "packed values");
   for (int64_t b = 0; b < problem.batch; ++b) {
     pack_values(problem, b, loops, values.get());
-    for_each_tile(divide_up(problem.queries, tile), [&](const auto& take) {
-      const Buffer logits(tile_panels * panel_size);
-      const Buffer sums(tile_panels * strips * loops.rows * loops.lanes);
-      const FillLogits fill = make_fill();
+    const int64_t tiles = divide_up(problem.queries, tile);
+    for_each_tile(tiles, workspace, [&](const auto& take, float* weights) {
+      float* sums = weights + panels_size;
       for (int64_t t = take(); t >= 0; t = take()) {
         const int64_t first = t * tile;
         const int64_t panels =
             std::min(tile_panels, divide_up(problem.queries - first, loops.lanes));
         for (int64_t p = 0; p < panels; ++p) {
-          float* panel = logits.get() + p * panel_size;
-          fill(b, first + p * loops.lanes, panel);
-          loops.softmax_panel(panel, problem.keys);
+          float* panel = weights + p * panel_size;
+          logits.fill(b, first + p * loops.lanes, sums + sums_size, panel);
+          softmax(problem, loops, b, first + p * loops.lanes, panel);
         }
         for (int64_t key = 0; key < problem.keys; key += loops.depth) {
-          add_values(problem, loops, values.get(), key, panels, panel_size, logits.get(),
-                     sums.get());
+          add_values(problem, loops, values.get(), key, panels, panel_size, weights, sums);
         }
-        finish_tile(problem, loops, b, first, panels, sums.get());
+        finish_tile(problem, loops, b, first, panels, sums);
       }
     });
   }
@@ -118,42 +117,33 @@ Tensor fold(const Tensor& v, const Tensor& weight) {
 
 }  // namespace
 
-Tensor propagate_projected(const Tensor& layout, int64_t height, int64_t width, const Tensor& v,
-                           const Projection& projection,
-                           const std::function<FillLogits()>& make_fill) {
-  const int64_t batch = layout.size(0), queries = height * width, keys = v.size(2) * v.size(3);
-  if (projection.weight &&
-      !folding_is_cheaper(queries, keys, projection.weight->size(1), projection.weight->size(0))) {
-    const Tensor attended = propagate_projected(layout, height, width, v, {}, make_fill);
-    const std::array<int64_t, 4> size{projection.weight->size(0), projection.weight->size(1), 1, 1};
+Tensor propagate_projected(const Tensor& layout, const std::array<int64_t, 4>& shape,
+                           const Tensor& v, const Projection& projection, const Logits& logits,
+                           float* log_sum_exp) {
+  const auto [batch, channels, height, width] = shape;
+  const int64_t queries = height * width, keys = v.size(2) * v.size(3);
+  if (projection.weight && !folding_is_cheaper(queries, keys, v.size(1), channels)) {
+    const Tensor attended =
+        propagate_projected(layout, {batch, v.size(1), height, width}, v, {}, logits, log_sum_exp);
+    const std::array<int64_t, 4> size{channels, v.size(1), 1, 1};
     const Tensor weight = torch::stable::reshape(*projection.weight, size);
-    return convolve_blocks(layout, {attended}, {weight}, projection.bias, projection.residual, {});
+    return convolve_blocks(layout, shape, {attended}, {weight}, projection.bias,
+                           projection.residual, {});
   }
   Tensor values = projection.weight ? fold(v, *projection.weight) : v;
-  const int64_t channels = projection.weight ? projection.weight->size(0) : v.size(1);
   const Tokens value_tokens = projection.weight
                                   ? Tokens{values.const_data_ptr<float>(), values.stride(0),
                                            values.stride(2), values.stride(1)}
                                   : tokens(values);
-  std::optional<Tensor> residual = projection.residual;
-  Tokens residual_tokens{};
-  if (residual) residual_tokens = tokens(*residual);
-  std::optional<Tensor> bias;
-  if (projection.bias) bias = torch::stable::contiguous(*projection.bias);
-  Tensor out = empty_map_like(layout, batch, channels, height, width);
-  const bool channels_last = layout.stride(1) == 1;
+  const Tensor out = empty_float_map(layout, shape);
   propagate({.batch = batch,
              .queries = queries,
              .keys = keys,
              .channels = channels,
              .values = value_tokens,
-             .bias = bias ? bias->const_data_ptr<float>() : nullptr,
-             .residual = residual ? &residual_tokens : nullptr,
-             .out = out.mutable_data_ptr<float>(),
-             .out_batch = channels * queries,
-             .out_channel = channels_last ? 1 : queries,
-             .out_token = channels_last ? channels : 1},
-            make_fill);
+             .output = Output(out, projection.bias, projection.residual, false),
+             .log_sum_exp = log_sum_exp},
+            logits);
   return out;
 }
 

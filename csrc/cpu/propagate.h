@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <array>
 #include <functional>
 #include <optional>
 
@@ -12,29 +13,30 @@ namespace tdnet::cpu {
 
 struct Propagation {
   int64_t batch, queries, keys, channels;
-  Tokens values;  // [B, channels, keys]
-  const float* bias;
-  const Tokens* residual;
-  float* out;
-  int64_t out_batch, out_channel, out_token;
+  Tokens values;       // [B, channels, keys]
+  Output output;       // [B, channels, queries]
+  float* log_sum_exp;  // of the logits, [B, queries], or null
 };
 
-// Writes the logits of the queries first .. first+lanes-1 of batch b as a panel
-// [round_up(keys, rows), lanes]; lanes past the last query may hold anything finite.
-using FillLogits = std::function<void(int64_t b, int64_t first, float* panel)>;
+struct Logits {
+  // Writes the logits of the queries first .. first+lanes-1 of batch b as a panel
+  // [round_up(keys, rows), lanes]; lanes past the last query may hold anything finite.
+  std::function<void(int64_t b, int64_t first, float* workspace, float* panel)> fill;
+  int64_t workspace;  // floats that a thread needs for it
+};
 
-// `make_fill` is called once a thread, so that a FillLogits may own scratch memory.
-void propagate(const Propagation& problem, const std::function<FillLogits()>& make_fill);
+void propagate(const Propagation& problem, const Logits& logits);
 
 struct Projection {
   std::optional<torch::stable::Tensor> residual, weight, bias;
 };
 
-// phi(softmax(logits) v) + residual as a map [B, d_out, H, W] in the layout of `layout`; folds phi
-// into the values where that costs fewer operations.
-torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout, int64_t height,
-                                          int64_t width, const torch::stable::Tensor& v,
-                                          const Projection& projection,
-                                          const std::function<FillLogits()>& make_fill);
+// phi(softmax(logits) v) + residual as a map of `shape` [B, d_out, H, W] in the layout of `layout`;
+// folds phi into the values where that costs fewer operations. `log_sum_exp` as of Propagation.
+torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout,
+                                          const std::array<int64_t, 4>& shape,
+                                          const torch::stable::Tensor& v,
+                                          const Projection& projection, const Logits& logits,
+                                          float* log_sum_exp = nullptr);
 
 }  // namespace tdnet::cpu

@@ -78,9 +78,9 @@ void pool_row(const Pooling& p, int64_t b, int64_t c, int64_t out_y, float* maxi
 }  // namespace
 
 Tensor pool(const Tensor& layout, const Tensor& x, int64_t stride, const std::string& mode) {
-  const int64_t height = x.size(2), width = x.size(3);
-  const int64_t out_height = divide_up(height, stride), out_width = divide_up(width, stride);
-  const Tensor out = empty_map_like(layout, x.size(0), x.size(1), out_height, out_width);
+  const MapShape shape = pooled_shape(x, stride);
+  const int64_t out_height = shape[2];
+  const Tensor out = empty_float_map(layout, shape);
   const Pooling p{.in = x.const_data_ptr<float>(),
                   .out = out.mutable_data_ptr<float>(),
                   .in_batch = x.stride(0),
@@ -91,26 +91,31 @@ Tensor pool(const Tensor& layout, const Tensor& x, int64_t stride, const std::st
                   .out_channel = out.stride(1),
                   .out_row = out.stride(2),
                   .out_column = out.stride(3),
-                  .channels = x.size(1),
-                  .height = height,
-                  .width = width,
+                  .channels = shape[1],
+                  .height = x.size(2),
+                  .width = x.size(3),
                   .out_height = out_height,
-                  .out_width = out_width,
+                  .out_width = shape[3],
                   .stride = stride,
                   .side = mode == "max" ? stride : 1};
   const bool adjacent_channels = p.in_channel == 1 && p.out_channel == 1;
   const int64_t planes = adjacent_channels ? 1 : p.channels;
-  const int64_t rows = x.size(0) * planes * out_height;
-  torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
-    const Buffer maxima(width);
-    for (int64_t row = begin; row < end; ++row) {
+  const int64_t rows = shape[0] * planes * out_height;
+  constexpr int64_t kRows = 8;  // that a thread takes at a time
+  const Workspace workspace{adjacent_channels ? 0 : p.width, "maxima of a row"};
+  for_each_tile(divide_up(rows, kRows), workspace, [&](const auto& take, float* maxima) {
+    const auto pool_one = [&](int64_t row) {
       const int64_t b = row / out_height / planes, c = row / out_height % planes;
       const int64_t out_y = row % out_height;
       if (adjacent_channels) {
         pool_pixels(p, b, out_y);
       } else {
-        pool_row(p, b, c, out_y, maxima.get());
+        pool_row(p, b, c, out_y, maxima);
       }
+    };
+    for (int64_t t = take(); t >= 0; t = take()) {
+      const int64_t end = std::min(rows, (t + 1) * kRows);
+      for (int64_t row = t * kRows; row < end; ++row) pool_one(row);
     }
   });
   return out;

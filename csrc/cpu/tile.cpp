@@ -20,6 +20,33 @@ Tokens tokens(torch::stable::Tensor& map) {
           map.size(3) == 1 ? map.stride(2) : map.stride(3)};
 }
 
+Output::Output(const torch::stable::Tensor& map, const std::optional<torch::stable::Tensor>& bias,
+               const std::optional<torch::stable::Tensor>& residual, bool relu)
+    : residual_(residual),
+      data_(map.mutable_data_ptr<float>()),
+      batch_(map.stride(0)),
+      channel_(map.stride(1)),
+      token_(map.stride(3)),
+      channels_(map.size(1)),
+      count_(map.size(2) * map.size(3)),
+      relu_(relu) {
+  if (bias) bias_ = torch::stable::contiguous(*bias);
+  if (residual_) residual_tokens_ = tokens(*residual_);
+}
+
+Epilogue Output::epilogue(int64_t b, int64_t channel, int64_t token) const {
+  return {.bias = bias_ ? bias_->const_data_ptr<float>() + channel : nullptr,
+          .residual = residual_tokens_ ? residual_tokens_->at(b, channel, token) : nullptr,
+          .residual_channel = residual_tokens_ ? residual_tokens_->channel : 0,
+          .residual_token = residual_tokens_ ? residual_tokens_->token : 0,
+          .out = data_ + b * batch_ + channel * channel_ + token * token_,
+          .out_channel = channel_,
+          .out_token = token_,
+          .rows = std::min<int64_t>(tile_loops().rows, channels_ - channel),
+          .lanes = std::min<int64_t>(tile_loops().lanes, count_ - token),
+          .relu = relu_};
+}
+
 void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, int64_t channels,
                  int width, float factor, float* out) {
   const int64_t valid = std::min<int64_t>(width, end - first);

@@ -10,8 +10,11 @@
 #include <atomic>
 #include <cstdint>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
+
+#include "../arithmetic.h"
 
 namespace tdnet::cpu {
 
@@ -36,7 +39,7 @@ struct TileLoops {
   int depth;  // rows of a panel that one product should take at most
   void (*product)(int64_t depth, const float* strip, const float* panel, float* block);
   void (*product_add)(int64_t depth, const float* strip, const float* panel, float* block);
-  void (*softmax_panel)(float* logits, int64_t keys);
+  void (*softmax_panel)(float* logits, int64_t keys, float* log_sum_exp);
   void (*pack_rows)(const float* const* rows, int64_t first, int64_t count, float factor,
                     float* out);
   void (*finish_block)(float* block, const Epilogue& epilogue);
@@ -44,17 +47,14 @@ struct TileLoops {
 
 const TileLoops& tile_loops();
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
-// Uninitialised floats on a cache line.
+// Uninitialised floats on a cache line, for `what`.
 class Buffer {
  public:
-  explicit Buffer(int64_t count)
+  Buffer(int64_t count, const char* what)
       : data_(static_cast<float*>(
             ::operator new(sizeof(float) * count, std::align_val_t{64}, std::nothrow))) {
     if (data_ == nullptr) {
-      throw std::runtime_error("out of memory: cannot allocate a workspace of " +
+      throw std::runtime_error(std::string("out of memory: cannot allocate ") + what + ", " +
                                std::to_string(sizeof(float) * count) + " bytes");
     }
   }
@@ -81,6 +81,24 @@ struct Tokens {
 // `map` is replaced by a contiguous copy where its pixels are not evenly spaced (a spatial slice).
 Tokens tokens(torch::stable::Tensor& map);
 
+// A whole map of results [B, C, H, W], NCHW or channels_last, whose finished blocks are
+// relu?(block + bias + residual).
+class Output {
+ public:
+  Output(const torch::stable::Tensor& map, const std::optional<torch::stable::Tensor>& bias,
+         const std::optional<torch::stable::Tensor>& residual, bool relu);
+
+  // Of the block whose first row is `channel` and whose first lane is `token`.
+  Epilogue epilogue(int64_t b, int64_t channel, int64_t token) const;
+
+ private:
+  std::optional<torch::stable::Tensor> bias_, residual_;
+  float* data_;
+  int64_t batch_, channel_, token_, channels_, count_;
+  std::optional<Tokens> residual_tokens_;
+  bool relu_;
+};
+
 // out[c * width + i] = source(first + i, c) * factor, zero from token `end` on: `width` tokens side
 // by side.
 void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, int64_t channels,
@@ -90,10 +108,17 @@ void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, in
 void pack_channels(const Tokens& source, int64_t b, int64_t first_token, int64_t token_count,
                    int64_t first_channel, int64_t end_channel, int width, float* out);
 
-// Runs work(take) on every thread of torch's pool; take() hands out 0 .. count-1, then -1. Threads
-// that the machine slows down simply take fewer.
+// Floats that every thread needs, and for what.
+struct Workspace {
+  int64_t floats;
+  const char* what;
+};
+
+// Runs work(take, floats) on every thread of torch's pool; take() hands out 0 .. count-1, then -1.
+// Threads that the machine slows down simply take fewer. The workspaces are allocated here: an
+// error in a thread would reach the caller without its text.
 template <typename Work>
-void for_each_tile(int64_t count, const Work& work) {
+void for_each_tile(int64_t count, const Workspace& workspace, const Work& work) {
   if (count == 0) return;
   std::atomic<int64_t> next{0};
   const auto take = [&]() -> int64_t {
@@ -101,9 +126,16 @@ void for_each_tile(int64_t count, const Work& work) {
     return tile < count ? tile : -1;
   };
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  const int64_t floats = round_up(workspace.floats, 16);
+  const Buffer all(threads * floats, workspace.what);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) work(take);
+    for (int64_t t = begin; t < end; ++t) work(take, all.get() + t * floats);
   });
+}
+
+template <typename Work>
+void for_each_tile(int64_t count, const Work& work) {
+  for_each_tile(count, {0, "nothing"}, [&](const auto& take, float*) { work(take); });
 }
 
 }  // namespace tdnet::cpu

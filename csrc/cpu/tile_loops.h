@@ -75,10 +75,19 @@ static inline Vector scaled_exponential(Vector x) {
   return x == x ? finite : x;
 }
 
+// The maximum where it is infinite, as torch.logsumexp, or NaN if the column holds one.
+static float infinite_log_sum_exp(const float* column, int64_t keys, float maximum) {
+  for (int64_t j = 0; j < keys; ++j) {
+    if (column[j * kLanes] != column[j * kLanes]) return column[j * kLanes];
+  }
+  return maximum;
+}
+
 // Softmax down the keys of one panel of logits [keys, kLanes], in place. An all -inf column and a
 // NaN give NaN, as torch. Weights are whole before they meet the values: a sum of theirs overflows
-// only where the result does.
-void softmax_panel(float* logits, int64_t keys) {
+// only where the result does. `log_sum_exp` [kLanes] of the logits, as torch.logsumexp, unless
+// null.
+void softmax_panel(float* logits, int64_t keys, float* log_sum_exp) {
   Vector* rows = reinterpret_cast<Vector*>(logits);
   Vector maximum[kVectors], sum[kVectors];
   for (int v = 0; v < kVectors; ++v) {
@@ -91,11 +100,25 @@ void softmax_panel(float* logits, int64_t keys) {
       maximum[v] = row > maximum[v] ? row : maximum[v];
     }
   }
+  const float* maxima = reinterpret_cast<const float*>(maximum);
+  if (log_sum_exp) {  // while the logits are there
+    for (int i = 0; i < kLanes; ++i) {
+      const bool finite = maxima[i] - maxima[i] == 0;
+      log_sum_exp[i] = finite ? 0 : infinite_log_sum_exp(logits + i, keys, maxima[i]);
+    }
+  }
   for (int64_t j = 0; j < keys; ++j) {
     for (int v = 0; v < kVectors; ++v) {
       const Vector e = scaled_exponential(rows[j * kVectors + v] - maximum[v]);
       rows[j * kVectors + v] = e;
       sum[v] += e;
+    }
+  }
+  if (log_sum_exp) {
+    const float* sums = reinterpret_cast<const float*>(sum);
+    for (int i = 0; i < kLanes; ++i) {
+      if (maxima[i] - maxima[i] != 0) continue;
+      log_sum_exp[i] = maxima[i] + __builtin_logf(sums[i] * 0x1p-64f);
     }
   }
   for (int v = 0; v < kVectors; ++v) sum[v] = 1.0f / sum[v];

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "../checks.h"
@@ -71,9 +72,11 @@ void upsample_argmax_into(const Tensor& logits, bool align_corners, const Tensor
   Label* out = labels.mutable_data_ptr<Label>();
   const int64_t lines = labels.size(0) * height;
   const int64_t tiles = divide_up(width, kColumns);
-  torch::stable::parallel_for(0, tiles * lines, 1, [&](int64_t begin, int64_t end) {
-    const Buffer wide(2 * classes * padded);
-    float* slots[2] = {wide.get(), wide.get() + classes * padded};
+  // A thread takes lines that follow each other: they share rows of logits.
+  const int64_t ranges = std::min<int64_t>(torch::stable::get_num_threads(), tiles * lines);
+  const Workspace workspace{2 * classes * padded, "rows of logits as wide as the result"};
+  const auto label_range = [&](int64_t begin, int64_t end, float* wide) {
+    float* slots[2] = {wide, wide + classes * padded};
     int64_t held[2] = {-1, -1};  // which input row, over all batches, a slot holds
     int64_t tile = -1;           // which columns
     std::vector<Source> tile_columns;
@@ -107,18 +110,25 @@ void upsample_argmax_into(const Tensor& logits, bool align_corners, const Tensor
       Label* to = out + line * width + tile * kColumns;
       for (size_t x = 0; x < tile_columns.size(); ++x) to[x] = static_cast<Label>(row_labels[x]);
     }
+  };
+  for_each_tile(ranges, workspace, [&](const auto& take, float* wide) {
+    for (int64_t r = take(); r >= 0; r = take()) {
+      label_range(r * tiles * lines / ranges, (r + 1) * tiles * lines / ranges, wide);
+    }
   });
 }
 
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool align_corners,
                        std::optional<ScalarType> requested) {
   const ScalarType dtype = requested.value_or(ScalarType::Byte);
-  check_upsample_argmax(logits, size, dtype);
+  const MatrixShape shape = check_upsample_argmax(logits, size, dtype);
   if (is_double(logits)) {
     return call_operator("tdnet_reference::upsample_argmax", logits, size, align_corners,
                          requested)[0];
   }
-  const std::array<int64_t, 3> shape{logits.size(0), size[0], size[1]};
+  constexpr int64_t kMostClasses = std::numeric_limits<int>::max();  // as best_classes counts
+  check(logits.size(1) <= kMostClasses, "logits: expected at most ", kMostClasses,
+        " channels, got ", logits.size(1));
   const Tensor labels = new_result(logits, shape, dtype);
   if (labels.numel() == 0) return labels;
   if (dtype == ScalarType::Byte) {

@@ -27,7 +27,7 @@ from tdnet.video import (
     open_writer,
     segment_frames,
 )
-from tdnet_ops.backends import describe
+from tdnet_ops.info import describe
 
 DEMO_FRAMES = 24
 DEMO_SIZE = (256, 512)

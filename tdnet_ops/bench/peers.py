@@ -44,7 +44,7 @@ def slow(device: torch.device) -> list[str]:
 
 def ours(case: Case, setting: Setting) -> str:
     """The backend that a user gets, the one that ratios refer to."""
-    return backends.choose(case.operator, setting.device, setting.dtype, None)
+    return backends.first_available(case.operator, setting.device, setting.dtype)
 
 
 def exists(name: str, problem: Problem) -> bool:
@@ -124,7 +124,7 @@ def _compiled(problems: Sequence[Problem]) -> list[Call]:
 
 
 def _backend(name: str, case: Case, problems: Sequence[Problem], setting: Setting) -> list[Call]:
-    reason = backends.refusal(name, setting.device, setting.dtype)
+    reason = backends.why_unavailable(name, case.operator, setting.device, setting.dtype)
     if reason is not None:
         raise Refusal(reason)
     operator = getattr(tdnet_ops, case.operator)

@@ -11,19 +11,20 @@ stay in registers. The affinity never exists.
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.layouts import empty_map
-from tdnet_ops.triton import launch, maps, projection
-from tdnet_ops.triton.maps import load_tile, store_tile
-from tdnet_ops.triton.products import multiply_add, precision, softmax_divisor, softmax_step
+from tdnet_ops import gradients
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.shared import launch, maps, projection
+from tdnet_ops.triton.shared.attention_tiles import ShapeClass, candidates
+from tdnet_ops.triton.shared.maps import load_tile, store_tile
+from tdnet_ops.triton.shared.products import multiply_add, precision, softmax_divisor, softmax_step
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 
 @triton.jit
@@ -33,6 +34,7 @@ def attend(
     values,  # [B, keys, channels]
     residual,  # [B, queries, channels] or None
     out,  # [B, queries, channels]
+    log_sum_exp,  # of each query's logits, [B, queries] in float32, or None
     queries,
     keys,
     key_channels,
@@ -80,6 +82,10 @@ def attend(
     if residual is not None:
         result += load_tile(residual, b, query, queries, channel, channels).to(tl.float32)
     store_tile(out, b, query, queries, channel, channels, result)
+    if log_sum_exp is not None:
+        # Every slice has it; the first one's programs write it.
+        mine = (query < queries) & (program % slices == 0)
+        tl.store(log_sum_exp + b.to(tl.int64) * queries + query, maximum + tl.log(total), mask=mine)
 
 
 def attention_propagate(
@@ -94,24 +100,39 @@ def attention_propagate(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.attention_propagate."""
-    checks.attention_propagate(q, k, v, residual, weight, bias)
-    channels = v.shape[1] if weight is None else weight.shape[0]
-    out = empty_map(q, [q.shape[0], channels, *q.shape[2:]])
-    scale = 1 / math.sqrt(q.shape[1]) if scale is None else scale
-
-    def run(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
-        _run(q, k, values, addend, result, scale, allow_tf32)
-
-    projection.propagate(v, residual, weight, bias, out, allow_tf32, run)
+    out = OPERATORS["attention_propagate"].result(q, k, v, residual, weight, bias)
+    propagate(q, k, v, residual, weight, bias, scale, allow_tf32, out, log_sum_exp=None)
     return out
 
 
-def _run(
+def propagate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    allow_tf32: bool,
+    out: Tensor,
+    log_sum_exp: Tensor | None,
+) -> None:
+    """Fills in `out`, and `log_sum_exp` of the scaled logits, [B, N] in float32, if given."""
+    scale = gradients.scale_of(q, scale)
+
+    def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
+        _attend(q, k, values, addend, result, log_sum_exp, scale, allow_tf32)
+
+    projection.propagate(v, residual, weight, bias, out, allow_tf32, attend_to)
+
+
+def _attend(
     q: Tensor,
     k: Tensor,
     values: Tensor,
     residual: Tensor | None,
     out: Tensor,
+    log_sum_exp: Tensor | None,
     scale: float,
     allow_tf32: bool,
 ) -> None:
@@ -123,7 +144,7 @@ def _run(
     launch.launch(
         attend,
         q,
-        f"{shape_class}{launch.layout(q, k, values, residual, out)}",
+        f"{shape_class}{launch.strided(q, k, values, residual, out)}",
         candidates(shape_class),
         lambda tile: (
             q.shape[0]
@@ -135,6 +156,7 @@ def _run(
         values=maps.tokens(values),
         residual=None if residual is None else maps.tokens(residual),
         out=maps.tokens(out),
+        log_sum_exp=log_sum_exp,
         queries=queries,
         keys=keys,
         key_channels=q.shape[1],
@@ -146,67 +168,19 @@ def _run(
     )
 
 
-# QUERIES, KEYS, most CHANNELS, num_warps: tiles whose sums, QUERIES x CHANNELS in float32, fit into
-# registers, the largest first; smaller ones where a map has few queries, to make enough programs.
-_TILES = {
-    ("half", "many"): (
-        (128, 64, 256, 8),
-        (128, 64, 128, 8),
-        (64, 64, 256, 8),
-        (64, 64, 128, 4),
-        (64, 32, 128, 8),
-        (64, 32, 64, 4),
-    ),
-    ("half", "few"): (
-        (32, 64, 128, 4),
-        (16, 64, 128, 4),
-        (32, 64, 64, 4),
-        (32, 32, 64, 4),
-        (16, 32, 64, 4),
-    ),
-    ("tf32", "many"): ((128, 32, 128, 8), (64, 32, 128, 4), (64, 32, 128, 8), (64, 32, 64, 8)),
-    ("tf32", "few"): ((32, 32, 128, 4), (32, 32, 64, 4), (16, 32, 64, 4), (16, 32, 32, 4)),
-    ("float32", "many"): ((32, 32, 128, 4), (32, 32, 64, 4), (16, 32, 64, 4), (16, 32, 32, 4)),
-    ("float32", "few"): ((16, 32, 128, 4), (16, 32, 64, 4), (16, 32, 32, 4)),
-}
-_MANY = 8192
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    for arguments in example_arguments(inputs):
+        yield partial(attention_propagate, *arguments, allow_tf32=inputs.allow_tf32)
 
 
-class ShapeClass(NamedTuple):
-    kind: str
-    rows: str  # "many" or "few" queries
-    channels: int  # of values, in a slice at most
-    depth: str = ""  # "-deep": more key channels than come at once
-
-    @classmethod
-    def of(
-        cls, like: Tensor, queries: int, key_channels: int, values: Tensor, allow_tf32: bool
-    ) -> ShapeClass:
-        """`queries` of all maps together; `key_channels` 0 where the logits are given."""
-        kind, rows = launch.kind(like, allow_tf32), "many" if queries > _MANY else "few"
-        if key_channels > 64:
-            return cls(kind, rows, 128, "-deep")
-        return cls(kind, rows, 128 if values.shape[1] <= 128 else 256)
-
-    def __str__(self) -> str:
-        return f"{self.kind}-{self.rows}-{self.channels}{self.depth}"
-
-
-@functools.cache
-def candidates(shape_class: ShapeClass) -> list[launch.Configuration]:
-    kind, rows, channels, _ = shape_class
-    tiles = (
-        (queries, keys, min(channels, slice_), warps)
-        for queries, keys, slice_, warps in _TILES[kind, rows]
-    )
-    return [
-        {
-            "QUERIES": queries,
-            "KEYS": keys,
-            "CHANNELS": slice_,
-            "num_warps": warps,
-            "num_stages": stages,
-        }
-        for queries, keys, slice_, warps in dict.fromkeys(tiles)  # each once
-        for stages in (3, 2)
-    ]
+def example_arguments(inputs: Inputs) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """q, k, v and, as in the model, a residual: without one a kernel has less to hold."""
+    for like in (inputs.queries, inputs.keys):
+        for key_channels, channels in ((64, 128), (64, 512), (256, 128)):
+            yield (
+                like(key_channels),
+                inputs.keys(key_channels),
+                inputs.keys(channels),
+                like(channels),
+            )

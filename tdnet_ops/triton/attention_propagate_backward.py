@@ -6,7 +6,8 @@ With values = phi(v), weights A = softmax(q k^T * scale) and the gradient G of t
     grad_logits  = A * (grad_weights - delta) * scale,  delta = sum_m A grad_weights
     grad_q = grad_logits k        grad_k = grad_logits^T q        grad_values = A^T G
 
-Four kernels: the maximum, total and delta of every row, then one a gradient. Sums over queries
+Of the forward pass there is the log-sum-exp of every row: A = exp(q k^T * scale - log_sum_exp).
+Four kernels: delta of every row, then one a gradient. Sums over queries
 run in a few splits whose partial results are added in a fixed order: nothing is atomic, gradients
 are the same every time.
 """
@@ -14,7 +15,8 @@ are the same every time.
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +24,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import backends, gradients
-from tdnet_ops.triton import launch, maps
-from tdnet_ops.triton.maps import load_tile, store_tile
-from tdnet_ops.triton.products import multiply_add, precision, softmax_divisor, softmax_step
+from tdnet_ops import gradients
+from tdnet_ops.triton.shared import launch, maps
+from tdnet_ops.triton.shared.maps import load_tile, store_tile
+from tdnet_ops.triton.shared.products import multiply_add, precision
+from tdnet_ops.triton.tuning.table import Configuration
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 # Enough programs to fill a large GPU a few times over.
 _PROGRAMS = 512
@@ -42,10 +46,9 @@ class Sizes(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Of each query, [B, queries] in float32."""
+    """Of each query, [B, queries] in float32, contiguous."""
 
-    maximum: Tensor
-    total: Tensor
+    log_sum_exp: Tensor
     delta: Tensor
 
 
@@ -90,11 +93,11 @@ def grad_weights_of(
 
 @triton.jit
 def weights_of(rows, sizes, b, query, logits):
-    """softmax(logits); 0 beyond the last query."""
+    """softmax(logits); 0 beyond the last query, where the logits of an infinite key are NaN."""
     place = b.to(tl.int64) * sizes.queries + query
-    maximum = tl.load(rows.maximum + place, mask=query < sizes.queries, other=float("inf"))
-    total = tl.load(rows.total + place, mask=query < sizes.queries, other=1.0)
-    return tl.exp(logits - maximum[:, None]) / total[:, None]
+    inside = query < sizes.queries
+    log_sum_exp = tl.load(rows.log_sum_exp + place, mask=inside, other=0.0)
+    return tl.where(inside[:, None], tl.exp(logits - log_sum_exp[:, None]), 0.0)
 
 
 @triton.jit
@@ -105,13 +108,13 @@ def grad_logits_of(rows, sizes, b, query, weights, grad_weights):
 
 
 @triton.jit
-def row_statistics(
+def row_deltas(
     q,  # [B, queries, key_channels]
     k,  # [B, keys, key_channels]
     v,  # [B, keys, channels], phi folded in
     grad,  # [B, queries, channels], of the result
     sizes,
-    rows,  # written here, read by the kernels below
+    rows,  # delta is written here, and read by the kernels below
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -121,23 +124,17 @@ def row_statistics(
     program = tl.program_id(0)
     query = program % tiles * QUERIES + tl.arange(0, QUERIES)
     b = program // tiles
-    maximum = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
     delta = tl.zeros([QUERIES], tl.float32)
     for first in range(0, sizes.keys, KEYS):
         key = first + tl.arange(0, KEYS)
         logits = logits_of(q, k, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION)
-        weights, rescale, maximum, total = softmax_step(logits, maximum, total, WIDE=True)
+        weights = weights_of(rows, sizes, b, query, logits)
         grad_weights = grad_weights_of(
             grad, v, sizes, b, query, key, QUERIES, KEYS, DEPTH, PRECISION
         )
-        delta = delta * rescale + tl.sum(weights * grad_weights, 1)
+        delta += tl.sum(weights * grad_weights, 1)
     place = b.to(tl.int64) * sizes.queries + query
-    tl.store(rows.maximum + place, maximum, mask=query < sizes.queries)
-    tl.store(rows.total + place, total, mask=query < sizes.queries)
-    tl.store(
-        rows.delta + place, delta / softmax_divisor(total, WIDE=True), mask=query < sizes.queries
-    )
+    tl.store(rows.delta + place, delta, mask=query < sizes.queries)
 
 
 @triton.jit
@@ -255,19 +252,22 @@ def attention_propagate_backward(
     k: Tensor,
     v: Tensor,
     weight: Tensor | None,
+    log_sum_exp: Tensor,
     scale: float | None,
     *,
-    allow_tf32: bool | None = None,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As gradients.attention_propagate: of q, k, v and weight (empty without one), contiguous.
+    """Of q, k, v and weight (empty without one), contiguous.
 
-    The operator's schema has no `allow_tf32`: None asks torch.
+    Args:
+        grad: [B, d_out, H, W], of the result.
+        log_sum_exp: [B, N] in float32, of attention_propagate_forward.
     """
     if grad.numel() == 0:
-        return gradients.attention_propagate(grad, q, k, v, weight, scale)
-    values = gradients.fold(v, weight).to(v.dtype)
-    if allow_tf32 is None:
-        allow_tf32 = backends.allow_tf32(q)
+        none = q.new_empty(0) if weight is None else weight.new_zeros(weight.shape)
+        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), none
+    with gradients.products_in(q, allow_tf32):
+        values = gradients.fold(v, weight).to(v.dtype)
     kind = launch.kind(q, allow_tf32)
     batch, channels, queries, keys = *q.shape[:2], q[0, 0].numel(), k[0, 0].numel()
     sizes = Sizes(
@@ -275,10 +275,10 @@ def attention_propagate_backward(
         keys=keys,
         key_channels=channels,
         channels=values.shape[2],
-        scale=1 / math.sqrt(channels) if scale is None else scale,
+        scale=gradients.scale_of(q, scale),
     )
-    shape_class = f"{kind}{launch.layout(q, k, grad)}"
-    rows = Rows(*(q.new_empty([batch, queries], dtype=torch.float32) for _ in range(3)))
+    shape_class = f"{kind}{launch.strided(q, k, grad)}"
+    rows = Rows(log_sum_exp.contiguous(), q.new_empty([batch, queries], dtype=torch.float32))
     inputs = {
         "q": maps.tokens(q),
         "k": maps.tokens(k),
@@ -289,7 +289,7 @@ def attention_propagate_backward(
         "PRECISION": precision(q, allow_tf32),
     }
     launch.launch(
-        row_statistics,
+        row_deltas,
         q,
         shape_class,
         _candidates(kind),
@@ -310,7 +310,8 @@ def attention_propagate_backward(
     )
     grad_keys = _sum_over_queries(key_gradients, q, kind, shape_class, inputs, channels)
     grad_values = _sum_over_queries(value_gradients, q, kind, shape_class, inputs, values.shape[2])
-    grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
+    with gradients.products_in(q, allow_tf32):
+        grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
     return (
         grad_q,
         gradients.as_map(grad_keys, k).contiguous(),
@@ -357,7 +358,7 @@ _TILES = {
 
 
 @functools.cache
-def _candidates(kind: str, **constants: int) -> list[launch.Configuration]:
+def _candidates(kind: str, **constants: int) -> list[Configuration]:
     return [
         {
             "QUERIES": queries,
@@ -370,3 +371,12 @@ def _candidates(kind: str, **constants: int) -> list[launch.Configuration]:
         for queries, keys, depth, warps in _TILES[kind]
         for stages in (3, 2)
     ]
+
+
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    q, k, v = inputs.queries(64), inputs.keys(64), inputs.keys(512)
+    grad = inputs.queries(512)
+    log_sum_exp = torch.zeros(1, q[0, 0].numel(), device=q.device)
+    arguments = (grad, q, k, v, None, log_sum_exp, None)
+    yield partial(attention_propagate_backward, *arguments, allow_tf32=inputs.allow_tf32)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.triton import convolve
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.shared import convolve
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 
 def block_sum_reduce(
@@ -21,9 +23,9 @@ def block_sum_reduce(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.block_sum_reduce: one launch, the blocks are never concatenated."""
-    checks.block_sum_reduce(blocks, weights, bias, padding, dilation, activation)
-    out = convolve.convolved_map(blocks[0], weights[0], padding, dilation)
-    convolve.run(
+    operator = OPERATORS["block_sum_reduce"]
+    out = operator.result(blocks, weights, bias, padding, dilation, activation)
+    convolve.sum_convolutions(
         blocks,
         weights,
         total=out,
@@ -34,3 +36,13 @@ def block_sum_reduce(
         allow_tf32=allow_tf32,
     )
     return out
+
+
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    blocks = [inputs.queries(128) for _ in range(4)]
+    for side in (1, 3):
+        for out_channels in (64, 512):
+            weights = [inputs.weight(out_channels, 128, side, side) for _ in blocks]
+            arguments = (blocks, weights, None, side // 2, 1, "none")
+            yield partial(block_sum_reduce, *arguments, allow_tf32=inputs.allow_tf32)

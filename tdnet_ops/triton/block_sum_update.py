@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.triton import convolve
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.shared import convolve
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 
 def block_sum_update(
@@ -23,13 +25,14 @@ def block_sum_update(
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As tdnet_ops.block_sum_update: one launch writes both; the sum has the order of the list."""
-    checks.block_sum_update(partials, index, x, weight, bias, padding, dilation, activation)
-    partial, total = (convolve.convolved_map(x, weight, padding, dilation) for _ in range(2))
-    convolve.run(
+    operator = OPERATORS["block_sum_update"]
+    arguments = (partials, index, x, weight, bias, padding, dilation, activation)
+    new_partial, total = operator.result(*arguments)
+    convolve.sum_convolutions(
         [x],
         [weight],
         total=total,
-        partial=partial,
+        partial=new_partial,
         addends=[addend for i, addend in enumerate(partials) if i != index],
         index=index,
         bias=bias,
@@ -38,4 +41,15 @@ def block_sum_update(
         relu=activation == "relu",
         allow_tf32=allow_tf32,
     )
-    return partial, total
+    return new_partial, total
+
+
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    x = inputs.queries(128)
+    for side in (1, 3):
+        for out_channels in (64, 512):
+            partials = [inputs.queries(out_channels) for _ in range(4)]
+            weight = inputs.weight(out_channels, 128, side, side)
+            arguments = (partials, 1, x, weight, None, side // 2, 1, "none")
+            yield partial(block_sum_update, *arguments, allow_tf32=inputs.allow_tf32)

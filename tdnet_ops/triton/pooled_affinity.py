@@ -7,17 +7,21 @@ channel chunk where they are many, and multiplies them with its tiles of queries
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Iterator
+from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.triton import launch, maps
-from tdnet_ops.triton.maps import load_tile, store_tile
-from tdnet_ops.triton.products import multiply_add, precision
-from tdnet_ops.triton.spatial_pool import Window, pool_tile
+from tdnet_ops import checks, gradients
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.shared import launch, maps
+from tdnet_ops.triton.shared.maps import load_tile, store_tile
+from tdnet_ops.triton.shared.products import multiply_add, precision
+from tdnet_ops.triton.shared.windows import Window, pool_tile
+from tdnet_ops.triton.tuning.table import Configuration
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 
 @triton.jit
@@ -79,19 +83,16 @@ def pooled_affinity(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.pooled_affinity."""
-    checks.pooled_affinity(q, k, stride, mode)
-    batch, channels = q.shape[:2]
-    queries = q.shape[2] * q.shape[3]
-    pooled_width = launch.cdiv(k.shape[3], stride)
-    keys = launch.cdiv(k.shape[2], stride) * pooled_width
-    affinity = q.new_empty([batch, queries, keys])
+    affinity = OPERATORS["pooled_affinity"].result(q, k, stride, mode)
+    batch, queries, keys = affinity.shape
+    channels = q.shape[1]
     if affinity.numel() == 0:
         return affinity
     kind = launch.kind(q, allow_tf32)
     launch.launch(
         affinity_tiles,
         q,
-        f"{kind}{'-deep' if channels > 64 else ''}{launch.layout(q, k)}",
+        f"{kind}{'-deep' if channels > 64 else ''}{launch.strided(q, k)}",
         _candidates(kind),
         lambda tile: (
             batch
@@ -104,9 +105,9 @@ def pooled_affinity(
         window=Window.of(k, stride, mode),
         queries=queries,
         keys=keys,
-        pooled_width=pooled_width,
+        pooled_width=checks.pooled_size(k, stride)[1],
         channels=channels,
-        scale=1 / math.sqrt(channels) if scale is None else scale,
+        scale=gradients.scale_of(q, scale),
         ONE_CHUNK=channels <= 64,
         CHANNELS=launch.padded(channels, most=64),
         PRECISION=precision(q, allow_tf32),
@@ -123,7 +124,7 @@ _TILES = {
 
 
 @functools.cache
-def _candidates(kind: str) -> list[launch.Configuration]:
+def _candidates(kind: str) -> list[Configuration]:
     return [
         {
             "QUERIES": queries,
@@ -135,3 +136,10 @@ def _candidates(kind: str) -> list[launch.Configuration]:
         for queries, keys, warps in _TILES[kind]
         for tiles in (8, 32)
     ]
+
+
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    for channels in (64, 256):
+        x = inputs.queries(channels)
+        yield partial(pooled_affinity, x, x, 4, allow_tf32=inputs.allow_tf32)

@@ -6,18 +6,19 @@ numbers and walks over the keys, KEYS at a time, with an online softmax.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.layouts import empty_map
-from tdnet_ops.triton import launch, maps, projection
-from tdnet_ops.triton.attention_propagate import ShapeClass, candidates
-from tdnet_ops.triton.maps import load_tile, store_tile, tile_pointers
-from tdnet_ops.triton.products import multiply_add, precision, softmax_divisor, softmax_step
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.shared import launch, maps, projection
+from tdnet_ops.triton.shared.attention_tiles import ShapeClass, candidates
+from tdnet_ops.triton.shared.maps import load_tile, store_tile, tile_pointers
+from tdnet_ops.triton.shared.products import multiply_add, precision, softmax_divisor, softmax_step
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 
 @triton.jit
@@ -74,18 +75,16 @@ def softmax_propagate(
     allow_tf32: bool = False,
 ) -> Tensor:
     """As tdnet_ops.softmax_propagate."""
-    checks.softmax_propagate(affinity, v, size, residual, weight, bias)
-    channels = v.shape[1] if weight is None else weight.shape[0]
-    out = empty_map(v if residual is None else residual, [v.shape[0], channels, *size])
+    out = OPERATORS["softmax_propagate"].result(affinity, v, size, residual, weight, bias)
 
-    def run(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
-        _run(affinity, values, addend, result, allow_tf32)
+    def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
+        _attend(affinity, values, addend, result, allow_tf32)
 
-    projection.propagate(v, residual, weight, bias, out, allow_tf32, run)
+    projection.propagate(v, residual, weight, bias, out, allow_tf32, attend_to)
     return out
 
 
-def _run(
+def _attend(
     affinity: Tensor, values: Tensor, residual: Tensor | None, out: Tensor, allow_tf32: bool
 ) -> None:
     if out.numel() == 0:
@@ -95,7 +94,7 @@ def _run(
     launch.launch(
         propagate,
         affinity,
-        f"{shape_class}{launch.layout(values, residual, out)}",
+        f"{shape_class}{launch.strided(values, residual, out)}",
         candidates(shape_class),
         lambda tile: (
             batch
@@ -111,3 +110,15 @@ def _run(
         channels=values.shape[1],
         PRECISION=precision(affinity, allow_tf32),
     )
+
+
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    for like in (inputs.queries, inputs.keys):
+        for channels in (128, 512):
+            v, residual = inputs.keys(channels), like(channels)
+            size = residual.shape[2:]
+            affinity = inputs.numbers(1, size.numel(), v[0, 0].numel())
+            yield partial(
+                softmax_propagate, affinity, v, size, residual, allow_tf32=inputs.allow_tf32
+            )

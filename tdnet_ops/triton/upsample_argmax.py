@@ -6,15 +6,18 @@ place, and keeps the best. Neighbouring labels read the same logits, which the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops import checks
-from tdnet_ops.triton import launch, maps
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.shared import launch, maps
+from tdnet_ops.triton.tuning.table import Configuration
+from tdnet_ops.triton.tuning.workloads import Inputs, Workload
 
 
 @triton.jit
@@ -103,15 +106,14 @@ def upsample_argmax(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As tdnet_ops.upsample_argmax."""
-    dtype = checks.upsample_argmax(logits, size, dtype)
+    labels = OPERATORS["upsample_argmax"].result(logits, size, align_corners, dtype)
     batch, classes, height, width = logits.shape
-    labels = logits.new_empty([batch, size[0], size[1]], dtype=dtype)
     if labels.numel() == 0:
         return labels
     launch.launch(
         upsample,
         logits,
-        f"any{launch.layout(logits)}",
+        f"any{launch.strided(logits)}",
         _CANDIDATES,
         lambda tile: (
             batch * launch.cdiv(size[0], tile["ROWS"]) * launch.cdiv(size[1], tile["COLUMNS"])
@@ -137,7 +139,12 @@ def _scale(size: int, out_size: int, align_corners: bool) -> float:
     return (size - 1) / (out_size - 1) if out_size > 1 else 0.0
 
 
-_CANDIDATES: list[launch.Configuration] = [
+_CANDIDATES: list[Configuration] = [
     {"ROWS": rows, "COLUMNS": columns, "num_warps": 4}
     for rows, columns in ((8, 64), (4, 64), (8, 128), (16, 32))
 ]
+
+
+def workloads(inputs: Inputs) -> Iterator[Workload]:
+    """Of each shape class, for tuning/."""
+    yield partial(upsample_argmax, inputs.queries(19), [769, 1537])

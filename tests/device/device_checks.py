@@ -22,16 +22,6 @@ import tdnet_ops
 Call = Callable[..., Any]
 LONG_SLEEP = 200_000_000  # cycles: about a tenth of a second
 
-# Of each operator, one call that a GPU runs in several blocks, in a layout that can be written to.
-SIZES = {
-    "spatial_pool": "odd_channels",
-    "pooled_affinity": "wide",
-    "softmax_propagate": "wide",
-    "attention_propagate": "wide",
-    "block_sum_reduce": "odd_channels",
-    "block_sum_update": "odd_channels",
-    "upsample_argmax": "wide",
-}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -39,11 +29,11 @@ def typical(
     layouts: Sequence[str] = ("contiguous", "channels_last"),
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> list[samples.Sample]:
-    """The samples of SIZES."""
+    """Of each operator, one call that a GPU runs in several blocks, by layout and dtype."""
     return [
         sample
-        for operator, size in SIZES.items()
-        for sample in samples.select([size], layouts, dtypes, [operator])
+        for operator, told in samples.OPERATORS.items()
+        for sample in samples.select([told.several_blocks], layouts, dtypes, [operator])
     ]
 
 

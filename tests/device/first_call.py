@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "tdnet_ops")]
+sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1])]
 import device_checks as checks
 import samples
 

@@ -10,11 +10,9 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,122 +21,48 @@ ROOT = FOLDER.parents[1]
 RUNTIME = FOLDER / "runtime"
 sys.path.append(str(ROOT / "build_tools"))
 
-from tdnet_build import extension  # noqa: E402
-from tdnet_build.find_torch import Torch, find_torch  # noqa: E402
+from tdnet_build import native  # noqa: E402
+from tdnet_build.find_torch import find_torch  # noqa: E402
+from tdnet_build.plan import Plan, find_cxx, sanitizer_runtimes  # noqa: E402
 
 COPIES = ("lazy", "eager", "random")
 MOST_SHARED, LITTLE_SHARED = 227 << 10, 99 << 10  # of the largest GPUs, and of many
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """How to compile a library. Objects lie in the folder of the kind whose flags they have."""
-
-    flags: tuple[str, ...]
-    kernels: str  # the kind of kernels
-    host: str  # and of launchers and the runtime
-    runtime: tuple[str, ...] = ()  # flags of the runtime alone
+KINDS = ("plain", "address", "thread", "coverage", "ucontext")
 
 
-_ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-_KINDS = {
-    "plain": _Kind(("-O2",), "plain", "plain"),
-    # With UndefinedBehaviorSanitizer too.
-    "address": _Kind(("-O1", *_ADDRESS, "-fno-sanitize=vptr"), "address", "address"),
-    # ThreadSanitizer watches kernels alone: it would misunderstand the runtime, which in turn tells
-    # it what fibers are.
-    "thread": _Kind(
-        ("-O1", "-fsanitize=thread"), "thread", "plain", ("-DTDNET_EMULATOR_THREAD_SANITIZER",)
-    ),
-    # Counts what runs, see covered.py.
-    "coverage": _Kind(("-O1", "--coverage"), "coverage", "coverage"),
-    # Fibers as on machines other than x86-64.
-    "ucontext": _Kind(("-O2",), "plain", "plain", ("-DTDNET_EMULATOR_UCONTEXT",)),
-}
-KINDS = tuple(_KINDS)
-
-
-def _torch() -> Torch:
-    """The torch that `import torch` finds; it is not imported, for the sake of short processes."""
-    found = find_torch(Path(folder) for folder in sys.path if folder)
-    if found is None:
+def _plan() -> Plan:
+    """Beside the torch that `import torch` finds; not imported, for the sake of short processes."""
+    torch = find_torch(Path(folder) for folder in sys.path if folder)
+    if torch is None:
         raise RuntimeError("no torch on sys.path")
-    return found
+    asked = {"TDNET_CUDA": "0", "TDNET_SANITIZE": "", "TDNET_TORCH_DIR": str(torch.folder)}
+    return Plan.from_environment({**os.environ, **asked})
 
 
-def _command(kind: str) -> list[str]:
-    settings = extension.Settings.from_environment()
-    return [
-        *shlex.split(settings.cxx),
-        *("-std=c++20", "-x", "c++", "-fPIC", "-fvisibility=hidden", "-g1"),
-        # Kernels look at the same bytes as numbers and as vectors, as CUDA allows.
-        "-fno-strict-aliasing",
-        *settings.warnings(),
-        "-Wno-unknown-pragmas",
-        *_KINDS[kind].flags,
-        "-DTDNET_EMULATOR",
-        *extension.ABI_DEFINITIONS,
-        *("-include", str(RUNTIME / "emulator.h")),
-        *extension.include_flags(_torch()),
-    ]
-
-
-def _sources(library: str) -> list[Path]:
-    """Of "operators", all kernels and launchers of csrc/cuda; of "examples", those of kernels/."""
-    if library == "examples":
-        return sorted((FOLDER / "kernels").glob("*.cu"))
-    return [RUNTIME / "library.cpp", *extension.cuda_sources()]
+def _under_sanitizer(kind: str) -> bool:
+    runtimes = environment(kind).get("LD_PRELOAD")
+    return runtimes is not None and os.environ.get("LD_PRELOAD") == runtimes
 
 
 def build(library: str = "operators", kind: str = "plain") -> Path:
-    """Compile and link an emulated library, "operators" or "examples"; what is current stays.
+    """Bring an emulated library up to date by CMakeLists.txt.
 
     Args:
         library: "operators", which becomes torch.ops.tdnet_emulator, or "examples".
         kind: "plain", "address" (with AddressSanitizer and UndefinedBehaviorSanitizer), "thread",
-            "coverage" or "ucontext".
+            "coverage" or "ucontext". A process under a sanitizer takes what is there: whoever
+            started it has built it.
     """
-    root, how = ROOT / "build" / "emulator", _KINDS[kind]
-    for name in KINDS:
-        (root / name).mkdir(parents=True, exist_ok=True)
-    target = root / kind / f"{library}.so"
-    sources = _sources(library)
-    runtime = [path for path in sorted(RUNTIME.glob("*.cpp")) if path.name != "library.cpp"]
-    jobs = [
-        (_command(how.kernels), how.kernels, [path for path in sources if path.suffix == ".cu"]),
-        (_command(how.host), how.host, [path for path in sources if path.suffix != ".cu"]),
-        ([*_command(how.host), *how.runtime], kind, runtime),
-    ]
-    with (root / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want the same library
-        with ThreadPoolExecutor(extension.Settings.from_environment().jobs) as pool:
-            compiling = [
-                pool.submit(extension.compile_object, command, source, root / folder)
-                for command, folder, of in jobs
-                for source in of
-            ]
-            objects = [job.result() for job in compiling]
-        if not target.is_file() or any(
-            path.stat().st_mtime_ns > target.stat().st_mtime_ns for path in objects
-        ):
-            _link(kind, objects, target)
-    return target
-
-
-def _link(kind: str, objects: Sequence[Path], target: Path) -> None:
-    settings = extension.Settings.from_environment()
-    instruments = [flag for flag in _KINDS[kind].flags if flag.startswith(("-fsan", "--cov"))]
-    lib = _torch().lib
-    # A running process may have the old file mapped: replace it, do not write into it.
-    new = target.with_suffix(".new")
-    extension.run(
-        [
-            *shlex.split(settings.cxx),
-            *("-shared", *instruments, *map(str, objects), "-o", str(new)),
-            *(f"-L{lib}", "-Wl,--as-needed", "-ltorch_cpu", f"-Wl,-rpath,{lib}"),
-        ]
-    )
-    new.replace(target)
+    folder = ROOT / "build" / "emulator"
+    if not _under_sanitizer(kind):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / "emulator.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want the same library
+            native.configure(_plan(), folder, "-DTDNET_EMULATOR=ON")
+            native.build(folder, f"{library}_{kind}")
+    return folder / kind / f"{library}.so"
 
 
 def environment(kind: str) -> dict[str, str]:
@@ -146,15 +70,8 @@ def environment(kind: str) -> dict[str, str]:
     if kind not in ("address", "thread"):
         return {}
     runtimes = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}[kind]
-    cxx = shlex.split(extension.Settings.from_environment().cxx)
-    paths = [
-        subprocess.run(
-            [*cxx, f"-print-file-name={runtime}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for runtime in runtimes
-    ]
     return {
-        "LD_PRELOAD": ":".join(paths),
+        "LD_PRELOAD": sanitizer_runtimes(find_cxx(), *runtimes),
         "OMP_NUM_THREADS": "1",
         # Python and torch keep memory to the end of the process.
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",

@@ -13,7 +13,7 @@ from pathlib import Path
 import emulator
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tdnet_ops"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 import samples
 
 # These take `allow_tf32`.
@@ -29,12 +29,32 @@ TENSOR_CORES = (
 def check(sample: samples.Sample) -> None:
     call = getattr(torch.ops.tdnet_emulator, sample.operator)
     samples.check(sample, call, samples.GPU_ROUNDINGS.get(sample.operator, 0))
+    if sample.operator == "attention_propagate" and sample.dtype != torch.float64:
+        check_log_sum_exp(sample, 2**-20)
 
 
 def check_tf32(sample: samples.Sample) -> None:
     """Both operands of every product, logits of the softmax too, lose 13 of 23 bits."""
     call = functools.partial(getattr(torch.ops.tdnet_emulator, sample.operator), allow_tf32=True)
     samples.check(sample, call, operand_error=2**-11)
+    if sample.operator == "attention_propagate":
+        check_log_sum_exp(sample, 2**-10, allow_tf32=True)
+
+
+def check_log_sum_exp(sample: samples.Sample, error: float, **options: bool) -> None:
+    """Of the same call by attention_propagate_forward; `error` is relative to a logit's terms."""
+    q, k, *_, scale = arguments = (*sample.arguments(), *[None] * 7)[:7]
+    _, actual = torch.ops.tdnet_emulator.attention_propagate_forward(*arguments, **options)
+    factor = q.shape[1] ** -0.5 if scale is None else scale
+    queries, keys = q.flatten(2).double(), k.flatten(2).double()
+    expected = torch.logsumexp(torch.einsum("bcn,bcm->bnm", queries, keys) * factor, dim=2)
+    terms = torch.einsum("bcn,bcm->bnm", queries.abs(), keys.abs()).amax(2) * abs(factor)
+    bound = terms * error + 1e-5 * (1 + expected.abs())
+    # Beyond float32 a logit is an infinity or NaN.
+    held = expected.isfinite() & (terms < 1e37)
+    assert ((actual - expected).abs() <= bound)[held].all(), f"{sample}: log_sum_exp"
+    for kind in (torch.isnan, torch.isneginf):
+        assert kind(actual)[kind(expected)].all(), f"{sample}: log_sum_exp"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -24,7 +24,7 @@ def test_every_instance_runs(coverage):
 def test_counts_tell_what_is_missing():
     """The tests above can fail."""
     found = covered.Coverage()
-    place = "csrc/cuda/map.h"
+    place = "csrc/cuda/tiles/map.h"
     found.lines |= {(place, 1): 0, (place, 2): 3}
     found.functions |= {"run()": 2, "left_out<int>()": 0}
     assert found.missing_lines() == [f"{place}:1: {covered.line_text(place, 1)}"]

@@ -14,11 +14,11 @@ PROGRAM = r"""
 #include <cstdio>
 #include <cstring>
 
-#include "cuda/convolve.cuh"
-#include "cuda/map.h"
-#include "cuda/pooled_affinity.cuh"
-#include "cuda/propagate.cuh"
-#include "cuda/upsample_argmax.cuh"
+#include "cuda/kernels/convolve.cuh"
+#include "cuda/tiles/map.h"
+#include "cuda/kernels/pooled_affinity.cuh"
+#include "cuda/kernels/attention.cuh"
+#include "cuda/kernels/upsample_argmax.cuh"
 
 using namespace tdnet::cuda;
 
@@ -76,7 +76,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("offsets")
     source, target = folder / "offsets.cpp", folder / "offsets"
     source.write_text(PROGRAM)
-    cxx = shlex.split(emulator.extension.Settings.from_environment().cxx)
+    cxx = shlex.split(emulator.find_cxx())
     command = [
         *(*cxx, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-O1", "-DTDNET_EMULATOR"),
         # An overflow ends the program, even where the result would come out right.

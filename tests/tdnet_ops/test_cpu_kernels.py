@@ -11,7 +11,7 @@ import pytest
 
 import tdnet_ops
 
-SAMPLES = Path(__file__).with_name("samples.py")
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 COMPILED = tdnet_ops.build_info()["cpu"]["compiled"]
 # Sets are ordered, and each contains those before it.
 SUPPORTED = COMPILED[: COMPILED.index(tdnet_ops.build_info()["cpu"]["in_use"]) + 1]
@@ -23,7 +23,7 @@ def run_python(arguments, **environment):
         capture_output=True,
         text=True,
         # Not the root of the source tree: its package would come before that of PYTHONPATH.
-        cwd=SAMPLES.parent,
+        cwd=SAMPLES,
         env={**os.environ, **environment},
     )
 
@@ -43,7 +43,7 @@ def test_instruction_set(instruction_set):
     assert_all_right(run_python([SAMPLES], TDNET_CPU_ISA=instruction_set), instruction_set)
 
 
-SEMANTICS = SAMPLES.with_name("test_semantics.py")
+SEMANTICS = Path(__file__).with_name("test_semantics.py")
 WEIGHTS = ["test_small_weights_count", "test_a_mean_of_large_values_is_finite"]
 
 
@@ -99,22 +99,12 @@ def test_sanitizers_find_nothing(sanitized, instruction_set):
 
 # A tensor whose memory has been taken away: every kernel reads past its end.
 PLANTED = """
-import sys, torch, tdnet_ops
-def short(*shape):
-    x = torch.zeros(shape)
-    x.untyped_storage().resize_(64)
-    return x
-x, weight = short(1, 32, 24, 24), torch.zeros(8, 32, 1, 1)
-calls = {
-    "spatial_pool": lambda op: op(x, 2),
-    "pooled_affinity": lambda op: op(x, x),
-    "softmax_propagate": lambda op: op(torch.zeros(1, 6, 576), x, (2, 3)),
-    "attention_propagate": lambda op: op(torch.zeros(1, 32, 2, 3), x, x),
-    "block_sum_reduce": lambda op: op([x], [weight], None, 0, 1, "none"),
-    "block_sum_update": lambda op: op([x], 0, x, weight, None, 0, 1, "none"),
-    "upsample_argmax": lambda op: op(x, (48, 48)),
-}
-calls[sys.argv[1]](getattr(torch.ops.tdnet, sys.argv[1]))
+import sys, torch
+sys.path.append(sys.argv[1])
+import samples
+arguments = [*samples.example(sys.argv[2]).values()]
+samples.tensors(arguments)[0].untyped_storage().resize_(64)
+getattr(torch.ops.tdnet, sys.argv[2])(*arguments)
 print("survived")
 """
 
@@ -122,7 +112,7 @@ print("survived")
 @pytest.mark.parametrize("operator", ["spatial_pool", "attention_propagate", "upsample_argmax"])
 def test_sanitizers_would_find_an_overflow(sanitized, operator):
     """The test above can fail: a planted read past the end of an input is reported, in our code."""
-    result = run_python(["-c", PLANTED, operator], **sanitized)
+    result = run_python(["-c", PLANTED, SAMPLES.parent, operator], **sanitized)
     assert result.returncode != 0
     assert "survived" not in result.stdout
     assert "AddressSanitizer: heap-buffer-overflow" in result.stderr, result.stderr[-4000:]

@@ -41,7 +41,7 @@ def test_samples_are_made_on_the_device(monkeypatch):
 def elsewhere(monkeypatch):
     """Another device than the CPU, of which results come back: stands for a GPU."""
     monkeypatch.setattr(samples, "DEVICE", META)
-    monkeypatch.setattr(samples, "on_cpu", lambda value: ("came back", value))
+    monkeypatch.setattr(samples.routes, "on_cpu", lambda value: ("came back", value))
 
 
 def test_routes_carry_tensors_of_the_cpu_there_and_back(elsewhere):
@@ -51,7 +51,7 @@ def test_routes_carry_tensors_of_the_cpu_there_and_back(elsewhere):
         seen[:] = [arguments, named]
         return "result"
 
-    carried = samples._there_and_back(call)
+    carried = samples.routes.there_and_back(call)
     x = samples.place(torch.randn(2, 3, 4, 5), "channels_last")
     assert carried([x, x], 3, None, bias=x, mode="max") == ("came back", "result")
     (blocks, number, nothing), named = seen
@@ -67,7 +67,7 @@ def test_routes_carry_tensors_of_the_cpu_there_and_back(elsewhere):
 def test_routes_carry_gradients(monkeypatch):
     monkeypatch.setattr(samples, "DEVICE", META)
     x = torch.randn(1, 2, 3, 4, requires_grad=True)
-    assert samples._carried(x).requires_grad
+    assert samples.routes.carried_tensor(x).requires_grad
 
 
 def test_the_route_of_triton_comes_with_a_gpu(monkeypatch):

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tdnet_ops
 from tdnet_ops import reference
 
-DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
+DIFFERENTIABLE = samples.DIFFERENTIABLE
 # The other sizes add nothing to a backward pass in plain PyTorch.
 SMALL = samples.select(operators=DIFFERENTIABLE, layouts=("contiguous", "channels_last")) + [
     sample

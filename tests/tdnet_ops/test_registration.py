@@ -11,7 +11,7 @@ import torch._inductor
 import tdnet_ops
 from tdnet_ops import reference
 
-DIFFERENTIABLE = [name for name in samples.NAMES if name != "upsample_argmax"]
+DIFFERENTIABLE = samples.DIFFERENTIABLE
 REGISTERED = ["tdnet", "tdnet_reference"]
 if samples.DEVICE.type != "cpu":
     REGISTERED.append("tdnet_triton")
@@ -42,24 +42,10 @@ def test_opcheck_of_the_backward_operator(name_space, weighted):
     sample = samples.select(["middle"], ["contiguous"], [torch.float32], ["attention_propagate"])[0]
     q, k, v, residual, weight, _, scale = sample.arguments()
     grad = residual if weighted else torch.randn(2, v.shape[1], *q.shape[2:]).to(q)
+    log_sum_exp = torch.ops.tdnet.attention_propagate_forward(q, k, v, scale=scale)[1]
     overload = getattr(torch.ops, name_space).attention_propagate_backward.default
-    torch.library.opcheck(overload, (grad, q, k, v, weight if weighted else None, scale))
-
-
-def test_every_operator_has_samples():
-    """A new operator cannot be forgotten here."""
-    public = {
-        name
-        for name, value in vars(tdnet_ops).items()
-        if inspect.isfunction(value) and "backend" in inspect.signature(value).parameters
-    }
-    assert public == set(samples.NAMES)
-    defined = {
-        str(schema.name).partition("::")[2]
-        for schema in torch._C._jit_get_all_schemas()
-        if schema.name.startswith("tdnet::")
-    }
-    assert defined == {*samples.NAMES, "attention_propagate_backward"}
+    arguments = (grad, q, k, v, weight if weighted else None, log_sum_exp, scale)
+    torch.library.opcheck(overload, arguments)
 
 
 @pytest.mark.parametrize("sample", MIDDLE, ids=str)
@@ -93,7 +79,7 @@ def test_labels_need_no_gradient():
 
 # --- autocast -------------------------------------------------------------------------------------
 
-MATRIX_PRODUCTS = [name for name in DIFFERENTIABLE if name != "spatial_pool"]
+MATRIX_PRODUCTS = [name for name in samples.NAMES if "allow_tf32" in samples.schema_of(name)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -216,34 +202,6 @@ def test_compile_by_inductor(name):
     compare_compiled(run, name, needing_gradients(sample))
 
 
-def resized(name, height, width, key_height, key_width):
-    """A call of the operator on maps of these sizes, on the device under test."""
-    maps = samples.Numbers(
-        samples.Sample(name, "resized", "contiguous", torch.float32, lambda n: ())
-    )
-    q, k = maps.feature_map(2, 6, height, width), maps.feature_map(2, 6, key_height, key_width)
-    v = maps.feature_map(2, 7, key_height, key_width)
-    residual = maps.feature_map(2, 5, height, width)
-    weight, bias, kernel = maps.other(5, 7), maps.other(5), maps.other(5, 6, 3, 3)
-    calls = {
-        "spatial_pool": lambda: (q, 2, "max"),
-        "pooled_affinity": lambda: (q, k, 2, "max"),
-        "softmax_propagate": lambda: (
-            maps.other(2, height * width, key_height * key_width),
-            v,
-            (height, width),
-            residual,
-            weight,
-            bias,
-        ),
-        "attention_propagate": lambda: (q, k, v, residual, weight, bias),
-        "block_sum_reduce": lambda: ([q, q + 1], [kernel, kernel], bias, 1, 1, "relu"),
-        "block_sum_update": lambda: ([residual, residual], 1, q, kernel, bias, 1, 1, "relu"),
-        "upsample_argmax": lambda: (q, (3 * height, 2 * width + 1)),
-    }
-    return samples.on_device(calls[name]())
-
-
 # Different also from the channel counts: torch takes equal sizes of a first call for the same.
 SIZES = [(9, 11, 8, 13), (13, 8, 12, 10), (21, 17, 14, 4), (16, 25, 12, 15), (30, 9, 19, 23)]
 
@@ -259,7 +217,9 @@ def test_new_sizes_do_not_recompile(name, dynamic):
     with torch._dynamo.config.patch(**limit):
         run = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=counter)
         for size in SIZES:
-            arguments = samples.convert(resized(name, *size), lambda x: x.detach())
+            arguments = samples.convert(
+                samples.resized(name, size[:2], size[2:]), lambda x: x.detach()
+            )
             compare_compiled(run, name, arguments)
     assert counter.frame_count <= allowed
 
@@ -287,7 +247,9 @@ def test_new_sizes_do_not_recompile_with_gradients(name):
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         run = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
         for size in SIZES[:3]:
-            arguments = samples.convert(resized(name, *size), lambda x: x.detach().requires_grad_())
+            arguments = samples.convert(
+                samples.resized(name, size[:2], size[2:]), lambda x: x.detach().requires_grad_()
+            )
             compare_compiled(run, name, arguments)
 
 
@@ -295,62 +257,49 @@ def test_the_recompile_limit_would_be_hit():
     """The two tests above can fail: without dynamic sizes the same calls hit the limit."""
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         run = torch.compile(tdnet_ops.spatial_pool, fullgraph=True, dynamic=False, backend="eager")
-        run(*resized("spatial_pool", *SIZES[0]))
+        run(*samples.resized("spatial_pool", (9, 11), (8, 13)))
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
-            run(*resized("spatial_pool", *SIZES[1]))
+            run(*samples.resized("spatial_pool", (13, 8), (12, 10)))
 
 
 class Call(torch.nn.Module):
+    """An operator on its tensors by name; what follows from their sizes is computed within."""
+
     def __init__(self, name, options):
         super().__init__()
         self.name, self.options = name, options
 
-    def forward(self, *maps):
-        function = getattr(tdnet_ops, self.name)
-        if self.name == "softmax_propagate":
-            affinity, v, residual, weight, bias = maps
-            return function(affinity, v, residual.shape[2:], residual, weight, bias)
-        if self.name == "block_sum_reduce":
-            x, weight, bias = maps
-            return function([x, x + 1], [weight, weight], bias, *self.options)
-        if self.name == "block_sum_update":
-            partial, x, weight, bias = maps
-            return function([partial, partial], 1, x, weight, bias, *self.options)
-        if self.name == "upsample_argmax":
-            return function(maps[0], (3 * maps[0].shape[2], 2 * maps[0].shape[3] + 1))
-        return function(*maps, *self.options)
+    def forward(self, maps):
+        sizes = samples.OPERATORS[self.name].sizes(maps)
+        return getattr(tdnet_ops, self.name)(**{**self.options, **maps, **sizes})
 
 
 def export_arguments(name, size):
-    """The tensors that `Call.forward` takes, and the options."""
-    arguments = resized(name, *size)
-    maps = samples.tensors(arguments)
-    if name == "block_sum_reduce":
-        maps = [maps[0], maps[2], maps[4]]
-    if name == "block_sum_update":
-        maps = maps[1:]
-    options = [x for x in arguments if isinstance(x, (int, str))]
-    return maps, options[1:] if name == "block_sum_update" else options
+    """The tensors that `Call.forward` takes, and all else."""
+    arguments = samples.resized(name, size[:2], size[2:])
+    named = dict(zip(samples.schema_of(name), arguments, strict=False))
+    maps = {key: value for key, value in named.items() if samples.tensors([value])}
+    return maps, {key: value for key, value in named.items() if key not in maps}
+
+
+def dynamic_sizes(x):
+    """Pixels, queries and keys: no kernel, weight or placeholder."""
+    if x.dim() < 3 or tuple(x.shape[2:]) == (3, 3):
+        return {}
+    return {x.dim() - 2: torch.export.Dim.AUTO, x.dim() - 1: torch.export.Dim.AUTO}
 
 
 @pytest.mark.parametrize("name", samples.NAMES)
 def test_export_with_dynamic_sizes(name):
     maps, options = export_arguments(name, SIZES[0])
-    dynamic = tuple(
-        {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-        if x.dim() == 4 and tuple(x.shape[2:]) != (3, 3)
-        else ({1: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO} if x.dim() == 3 else {})
-        for x in maps
-    )
-    program = torch.export.export(
-        Call(name, options), tuple(maps), dynamic_shapes={"maps": dynamic}
-    )
+    dynamic = {key: samples.convert(value, dynamic_sizes) for key, value in maps.items()}
+    program = torch.export.export(Call(name, options), (maps,), dynamic_shapes={"maps": dynamic})
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert f"tdnet.{name}.default" in called
     for size in SIZES:
         maps, _ = export_arguments(name, size)
-        actual = samples.tensors([program.module()(*maps)])
-        expected = samples.tensors([Call(name, options)(*maps)])
+        actual = samples.tensors([program.module()(maps)])
+        expected = samples.tensors([Call(name, options)(maps)])
         for got, right in zip(actual, expected, strict=True):
             torch.testing.assert_close(got, right, rtol=0, atol=0)
 

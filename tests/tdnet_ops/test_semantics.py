@@ -214,7 +214,7 @@ def test_ties_go_to_the_lowest_class(route, align_corners, dtype, size):
 def test_equal_classes_give_zero(classes):
     """All classes share memory, so their interpolated numbers are equal to the last bit."""
     x = torch.randn(2, 1, 5, 6).expand(2, classes, 5, 6)
-    assert not samples.public("upsample_argmax")(x, (13, 29), dtype=torch.int64).any()
+    assert not samples.routes.public("upsample_argmax")(x, (13, 29), dtype=torch.int64).any()
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -8,22 +8,28 @@ and the kernels' shape classes differ.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
 import torch
 import triton
 
-from tdnet_ops.triton import launch, targets
-from tdnet_ops.triton.compiled import flaw, resources
-from tdnet_ops.triton.workloads import workloads
+from tdnet_ops.triton.shared.choices import Choices
+from tdnet_ops.triton.shared.compiled import flaw, resources
+from tdnet_ops.triton.tuning import targets
+from tdnet_ops.triton.tuning.workloads import workloads
+
+# What an exponential and the products around it become; the fma.rn.ftz of a logarithm is CUDA's own
+# polynomial, of totals that are 1 at least.
+_FLUSHES = re.compile(r"\b(?:ex2\.approx|mul(?:\.rn)?|add(?:\.rn)?)\.ftz")
 
 
-def _wrong(target: str, compiled: Any, shape_class: str) -> list[str]:
+def _wrong(target: str, choices: Choices, compiled: Any, shape_class: str) -> list[str]:
     """What is wrong with a kernel that was launched."""
     key = (target, compiled.metadata.name, shape_class)
-    choice, shipped = launch.choices[key], launch.table().find(*key)
-    named = triton.__version__ in launch.table().sources[target].triton
+    choice, shipped = choices.by_key[key], choices.table.find(*key)
+    named = triton.__version__ in choices.table.sources[target].triton
     wrong = []
     reason = flaw(compiled)
     # Under another Triton every candidate may be flawed: that is the compiler's business.
@@ -36,31 +42,31 @@ def _wrong(target: str, compiled: Any, shape_class: str) -> list[str]:
     # The matrix units of AMD's GPUs take float32 too.
     if "hip" in target and "float32" in shape_class and not resources(compiled).matrix_instructions:
         wrong.append("no matrix instructions")
-    if ".ftz" in compiled.asm.get("ptx", ""):
+    if _FLUSHES.search(compiled.asm.get("ptx", "")):
         wrong.append("flushes small numbers to zero")
     return wrong
 
 
 def main() -> int:
     target = sys.argv[1]
-    failures, used = 0, set()
-    with targets.compiling_for(target) as launched:
+    failures, used, seen = 0, set(), set()
+    with targets.compiling_for(target) as (launched, choices):
         for _, workload in workloads(torch.device("cpu")):
             workload()
         for compiled, shape_class in launched:
-            kernel = compiled.metadata.name
-            if (kernel, shape_class) in used:
+            if (compiled, shape_class) in seen:
                 continue
-            used.add((kernel, shape_class))
-            wrong = _wrong(target, compiled, shape_class)
+            seen.add((compiled, shape_class))
+            used.add((compiled.metadata.name, shape_class))
+            wrong = _wrong(target, choices, compiled, shape_class)
             failures += bool(wrong)
             print(resources(compiled), shape_class, *wrong, flush=True)
-    for kernel, classes in launch.table().configurations.get(target, {}).items():
+    for kernel, classes in choices.table.configurations.get(target, {}).items():
         for shape_class in classes:
             if (kernel, shape_class) not in used:
                 failures += 1
                 print(f"{kernel} {shape_class}: in the table alone")
-    print(f"{len(used)} kernels, {failures} failed")
+    print(f"{len(seen)} kernels, {failures} failed")
     return 1 if failures else 0
 
 

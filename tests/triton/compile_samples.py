@@ -6,16 +6,16 @@ which the interpreter does not see. Nothing runs; the exit code is 1 if a sample
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tdnet_ops"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 import samples
 
-from tdnet_ops import triton as kernels
-from tdnet_ops.triton import targets
+from tdnet_ops.triton.tuning import targets
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def main() -> int:
     failed = 0
     with targets.compiling_for(target):
         for sample in chosen:
+            kernels = importlib.import_module(f"tdnet_ops.triton.{sample.operator}")
             try:
                 getattr(kernels, sample.operator)(*sample.arguments())
             except Exception as error:

@@ -7,12 +7,15 @@ one pixel. Microseconds a call, the least of several rounds in turn.
 
 from __future__ import annotations
 
+import importlib
 import time
 
 import torch
 
-from tdnet_ops import triton as kernels
-from tdnet_ops.triton import launch, targets
+from tdnet_ops.triton.shared.choices import Choices
+from tdnet_ops.triton.shared.launch import choosing_from
+from tdnet_ops.triton.tuning import targets
+from tdnet_ops.triton.tuning.table import Table
 
 _ROUNDS, _CALLS = 15, 200
 
@@ -40,11 +43,12 @@ def _microseconds(call, arguments) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with targets.compiling_for("cuda-80"), torch.inference_mode():
-        launch.launched = None
+    unobserved = Choices(Table.read())
+    with targets.compiling_for("cuda-80"), choosing_from(unobserved), torch.inference_mode():
         print(f"{'call':32} {'triton, us':>12} {'torch.ops.tdnet, us':>20}")
         for name, arguments in _calls().items():
             operator = name.split()[0]
+            kernels = importlib.import_module(f"tdnet_ops.triton.{operator}")
             paths = getattr(kernels, operator), getattr(torch.ops.tdnet, operator)
             rounds = [[_microseconds(path, arguments) for path in paths] for _ in range(_ROUNDS)]
             least = [min(times) for times in zip(*rounds, strict=True)]

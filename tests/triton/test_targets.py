@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tdnet_ops.triton import targets
+from tdnet_ops.triton.tuning import targets
 
 FOLDER = Path(__file__).resolve().parent
 # The one with the widest choice of matrix instructions; the others take as long each.

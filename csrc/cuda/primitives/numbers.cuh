@@ -54,6 +54,9 @@ struct Number<__nv_bfloat16> {
   }
 };
 
+// The larger one; NaN wins.
+__device__ __forceinline__ float maximum(float a, float b) { return b > a || b != b ? b : a; }
+
 // 2^x to 2 units in the last place; denormal results become 0, 2^-inf is 0, NaN stays.
 __device__ __forceinline__ float exp2_approximate(float x) {
 #ifdef TDNET_EMULATOR

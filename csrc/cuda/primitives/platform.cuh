@@ -1,7 +1,7 @@
-// What a kernel needs from the machine that runs it. nvcc compiles for a GPU; the emulator of
-// tests/emulator (TDNET_EMULATOR, force-included) runs the same source on a CPU, one fiber a
-// thread. Of what kernels include only the files of this folder tell the two apart; of what
-// launchers include, device.h and registration.h do too.
+// What kernels and their launches need of the machine. nvcc compiles for a GPU; the emulator of
+// tests/emulator, which defines TDNET_EMULATOR and includes its emulator.h before anything else,
+// executes the same source on a CPU, one fiber a thread. Only the files of this folder,
+// launchers/device.h and launchers/registration.h tell the two apart.
 
 #pragma once
 
@@ -43,7 +43,7 @@ __device__ __forceinline__ Shared shared_at(const void* pointer) {
 #endif
 }
 
-// Runs a kernel on a stream. More than 48 KB of dynamic shared memory are asked for explicitly.
+// Launches a kernel on a stream. More than 48 KB of dynamic shared memory are asked for explicitly.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, Arguments... arguments) {

@@ -1,22 +1,12 @@
-"""The table of cases: one file an operator, each with a tuple `CASES`."""
+"""The table of cases: one file an operator, found by walking, each with a tuple `CASES`."""
+
+import importlib
+import pkgutil
 
 from tdnet_ops.bench.case import Case
-from tdnet_ops.bench.cases import (
-    attention_propagate,
-    block_sum_reduce,
-    block_sum_update,
-    pooled_affinity,
-    softmax_propagate,
-    spatial_pool,
-    upsample_argmax,
-)
 
-CASES: tuple[Case, ...] = (
-    *attention_propagate.CASES,
-    *pooled_affinity.CASES,
-    *softmax_propagate.CASES,
-    *spatial_pool.CASES,
-    *block_sum_reduce.CASES,
-    *block_sum_update.CASES,
-    *upsample_argmax.CASES,
+CASES: tuple[Case, ...] = tuple(
+    case
+    for found in pkgutil.iter_modules(__path__)
+    for case in importlib.import_module(f"{__name__}.{found.name}").CASES
 )

@@ -1,0 +1,1 @@
+"""Which tile sizes a kernel runs in: the table, and `python -m tdnet_ops.triton.tuning.tune`."""

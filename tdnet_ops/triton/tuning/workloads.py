@@ -1,0 +1,71 @@
+"""Calls of every shape class of every kernel, at the sizes of TDNet: what tune.py chooses for.
+
+They stand in each operator's file, as its function `workloads`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# 769 x 1537 at stride 8, and its pooled keys, which are the queries of inner hops too.
+_QUERIES, _KEYS = (97, 193), (25, 49)
+
+Workload = Callable[[], object]
+
+
+class Inputs(NamedTuple):
+    """Makes the arguments of calls; tensors of any numbers on a CPU, where nothing runs."""
+
+    dtype: torch.dtype
+    allow_tf32: bool
+    memory_format: torch.memory_format
+    device: torch.device
+
+    def __str__(self) -> str:
+        memory_format = str(self.memory_format).removeprefix("torch.")
+        return f"{self.dtype}{' as TF32' if self.allow_tf32 else ''}, {memory_format}"
+
+    def numbers(self, *shape: int) -> Tensor:
+        x = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return x if x.is_cpu else x.normal_()
+
+    def queries(self, channels: int) -> Tensor:
+        """A map of the frame."""
+        return self._map(channels, _QUERIES)
+
+    def keys(self, channels: int) -> Tensor:
+        """A pooled map."""
+        return self._map(channels, _KEYS)
+
+    def weight(self, *shape: int) -> Tensor:
+        return self.numbers(*shape) * shape[-1] ** -0.5
+
+    def _map(self, channels: int, size: tuple[int, int]) -> Tensor:
+        return self.numbers(1, channels, *size).to(memory_format=self.memory_format)
+
+
+def operators() -> list[str]:
+    """Those that have Triton kernels: each has a file of its name."""
+    files = Path(__file__).parents[1].glob("*.py")
+    return sorted(file.stem for file in files if file.stem != "__init__")
+
+
+def workloads(device: torch.device) -> Iterator[tuple[str, Workload]]:
+    """Operators and calls of them, on tensors of `device`."""
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        for dtype, allow_tf32 in (
+            (torch.float16, False),
+            (torch.float32, True),
+            (torch.float32, False),
+        ):
+            inputs = Inputs(dtype, allow_tf32, memory_format, device)
+            for operator in operators():
+                module = importlib.import_module(f"tdnet_ops.triton.{operator}")
+                for workload in module.workloads(inputs):
+                    yield operator, workload

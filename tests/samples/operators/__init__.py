@@ -1,0 +1,1 @@
+"""A file an operator, found by walking: its `SAMPLES`."""
