@@ -99,7 +99,8 @@ _OPERATOR = Operator(
     differentiated_by="attention_propagate_forward",
 )
 # Returns the log-sum-exp of each query's scaled logits too, [B, N]: the backward pass needs neither
-# the maximum nor the sum of a row again.
+# the maximum nor the sum of a row again. For a row with +inf it is +inf or NaN, by backend: not
+# finite, as the row's softmax is NaN.
 _FORWARD = Operator(
     "attention_propagate_forward",
     check_attention_propagate,
