@@ -43,6 +43,7 @@ use_installed_package()
 import torch  # noqa: E402
 
 import tdnet_ops  # noqa: E402
+from tdnet_ops.backends import has_kernel  # noqa: E402
 
 # So that this file and all tests can import the samples. Not for longer: where Triton is not
 # installed, `import triton` would find tests/triton.
@@ -77,10 +78,33 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first: at the end one core would be busy with them alone."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a backend declares missing; the longest files come first.
+
+    At the end one core would be busy with them alone.
+    """
+    missing = {item for item in items if _declared_missing(item)}
+    config.hook.pytest_deselected(items=list(missing))
     longest = ROOT / "tests" / "triton"
-    items.sort(key=lambda item: longest not in item.path.parents)
+    items[:] = sorted(
+        (item for item in items if item not in missing),
+        key=lambda item: longest not in item.path.parents,
+    )
+
+
+def _declared_missing(item: pytest.Item) -> bool:
+    """Whether it asks the emulator or Triton for an operator that csrc/cuda or Triton lacks."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    names = {getattr(value, "operator", value) for value in parameters if _is_name(value)}
+    folders = {folder.name for folder in item.path.parents}
+    if "emulator" in folders:
+        return any(name not in samples.DECLARED_BY_CUDA for name in names)
+    return "triton" in folders and any(not has_kernel("triton", name) for name in names)
+
+
+def _is_name(value: object) -> bool:
+    """A sample, or the name of an operator."""
+    return isinstance(value, samples.Sample) or (isinstance(value, str) and value in samples.NAMES)
 
 
 def pytest_report_header() -> str:

@@ -37,9 +37,9 @@ def run(folder, *command, **environ):
     )
 
 
-def run_tests(folder, *arguments):
+def run_tests(folder, *arguments, **environ):
     options = ("-q", "-n", "0", "-p", "no:cacheprovider")
-    return run(folder, sys.executable, "-m", "pytest", *options, *arguments)
+    return run(folder, sys.executable, "-m", "pytest", *options, *arguments, **environ)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,15 @@ def test_the_generated_tests_take_it_up(house):
     result = run_tests(house, "-k", "null", *files)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 300, result.stdout[-4000:]
+
+
+@pytest.mark.parametrize("tests", ["emulator/test_kernels.py", "triton/interpreted"])
+def test_backends_without_a_kernel_are_not_asked(house, tests):
+    result = run_tests(
+        house, "-k", "null", "--collect-only", f"tests/{tests}", TRITON_INTERPRET="1"
+    )
+    assert result.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, result.stdout + result.stderr
+    assert "deselected" in result.stdout
 
 
 def test_backends_without_a_kernel_say_so(house):

@@ -84,7 +84,8 @@ def main() -> int:
     chosen = [
         sample
         for sample in samples.SAMPLES + samples.TILE_SAMPLES
-        if not options.patterns or any(part in str(sample) for part in options.patterns)
+        if sample.operator in samples.DECLARED_BY_CUDA
+        and (not options.patterns or any(part in str(sample) for part in options.patterns))
     ]
     if options.tf32:
         chosen = samples.select(None, dtypes=[torch.float32], operators=TENSOR_CORES, among=chosen)

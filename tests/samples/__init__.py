@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +81,13 @@ OPERATORS: dict[str, OperatorSamples] = {
 }
 NAMES = tuple(OPERATORS)
 DIFFERENTIABLE = tuple(name for name in NAMES if records[name].differentiable)
+# What the emulator can run, whether or not CUDA was compiled in.
+_LAUNCHERS = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "launchers"
+DECLARED_BY_CUDA = frozenset(
+    name
+    for path in _LAUNCHERS.glob("*.cpp")
+    for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())
+)
 GPU_ROUNDINGS = {name: told.gpu_roundings for name, told in OPERATORS.items()}
 
 
