@@ -122,7 +122,7 @@ def read_frames(folder: Path, size: tuple[int, int], limit: int | None) -> Itera
     """Yield the images of a folder, by name, as normalised ``[1, 3, H, W]`` at ``size``."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not paths:
-        raise ValueError(f"frames: expected a folder of images, got {folder}")
+        raise ValueError(f"frames: expected a folder of images, got no images in {folder}")
     mean = torch.tensor(MEAN).view(3, 1, 1)
     deviation = torch.tensor(STANDARD_DEVIATION).view(3, 1, 1)
     for path in paths[:limit]:
