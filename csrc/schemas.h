@@ -19,8 +19,9 @@ void define_operators(Library& m) {
       "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
       "-> Tensor");
   // Private: the result of attention_propagate, and the log-sum-exp of each query's scaled logits
-  // [B, N], natural logarithm, float32 (float64 for float64 inputs), as torch.logsumexp: -inf for a
-  // row of -inf, NaN for a row with NaN. Autograd calls it where gradients are wanted.
+  // [B, N], natural logarithm, float32 (float64 for float64 inputs): -inf for a row of -inf, NaN
+  // for a row with NaN, +inf or NaN for another row with +inf: not finite, as its softmax is NaN.
+  // Autograd calls it where gradients are wanted.
   m.def(
       "attention_propagate_forward(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
       "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "

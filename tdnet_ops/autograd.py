@@ -8,6 +8,7 @@ the dispatcher drops tangents in silence.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,17 @@ def _refuse_tangents(name: str, arguments: Sequence[Any]) -> None:
             "implemented; use reverse mode (torch.func.vjp, jacrev, backward), or the function of "
             "this name in tdnet_ops.reference, which PyTorch differentiates in both"
         )
+
+
+def _no_autocast(grads: Sequence[Tensor | None]) -> contextlib.AbstractContextManager[Any]:
+    """A backward pass inside an autocast block is the same as outside of it.
+
+    Logits rounded to half precision would not fit the log-sum-exp of the forward pass.
+    """
+    device_type = next((grad.device.type for grad in grads if grad is not None), "cpu")
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def autograd_kernel(
@@ -79,7 +91,8 @@ def autograd_kernel(
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            by_name = gradient(ctx, *grads)
+            with _no_autocast(grads):
+                by_name = gradient(ctx, *grads)
             found: list[Tensor | None] = []
             for name, slots in ctx.slots.items():
                 grad = by_name.get(name)

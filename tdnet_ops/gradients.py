@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,29 +37,40 @@ def scale_of(q: Tensor, scale: float | None) -> float:
     return 1 / math.sqrt(q.shape[1]) if scale is None else scale
 
 
-@contextlib.contextmanager
-def products_in(like: Tensor, allow_tf32: bool) -> Iterator[None]:
-    """On CUDA, torch's products and convolutions in the precision of the forward pass.
+def products_in(like: Tensor, allow_tf32: bool) -> contextlib.AbstractContextManager[None]:
+    """On CUDA, torch's products in the precision of the forward pass."""
+    return _in_precision(torch.backends.cuda.matmul, like, allow_tf32)
 
-    The user's setting may have changed since; it comes back at the end. Compiled code keeps the
-    one it was compiled with.
+
+def _convolutions_in(like: Tensor, allow_tf32: bool) -> contextlib.AbstractContextManager[None]:
+    cudnn: Any = torch.backends.cudnn
+    return _in_precision(cudnn.conv, like, allow_tf32)
+
+
+# The settings are the process's, and autograd has a thread for each device.
+_settings = threading.RLock()
+
+
+@contextlib.contextmanager
+def _in_precision(setting: Any, like: Tensor, allow_tf32: bool) -> Iterator[None]:
+    """The user's setting may have changed since the forward pass; it comes back at the end.
+
+    Written only where it says something else: one that was written no longer follows
+    torch.backends.fp32_precision. Compiled code keeps the one it was compiled with.
     """
     if not like.is_cuda or torch.compiler.is_compiling():
         yield
         return
-    wanted = "tf32" if allow_tf32 else "ieee"
-    cudnn: Any = torch.backends.cudnn
-    settings: list[Any] = [torch.backends.cuda.matmul, cudnn.conv]
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            if setting.fp32_precision != wanted:
-                setting.fp32_precision = wanted
-        yield
-    finally:
-        for setting, precision in zip(settings, before, strict=True):
-            if setting.fp32_precision != precision:
-                setting.fp32_precision = precision
+    with _settings:
+        before = setting.fp32_precision
+        differs = (before == "tf32") != allow_tf32
+        if differs:
+            setting.fp32_precision = "tf32" if allow_tf32 else "ieee"
+        try:
+            yield
+        finally:
+            if differs:
+                setting.fp32_precision = before
 
 
 def fold(v: Tensor, weight: Tensor | None) -> Tensor:
@@ -85,7 +97,7 @@ def of_convolution(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight of one stride-1 convolution."""
     widen = (lambda value: value.to(x.dtype)) if x.is_cuda else wide
-    with products_in(x, allow_tf32):
+    with _convolutions_in(x, allow_tf32):
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             widen(grad),
             widen(x),

@@ -85,8 +85,8 @@ static float infinite_log_sum_exp(const float* column, int64_t keys, float maxim
 
 // Softmax down the keys of one panel of logits [keys, kLanes], in place. An all -inf column and a
 // NaN give NaN, as torch. Weights are whole before they meet the values: a sum of theirs overflows
-// only where the result does. `log_sum_exp` [kLanes] of the logits, as torch.logsumexp, unless
-// null.
+// only where the result does. `log_sum_exp` [kLanes] of the logits, as torch.logsumexp, +inf for a
+// column with +inf, unless null.
 void softmax_panel(float* logits, int64_t keys, float* log_sum_exp) {
   Vector* rows = reinterpret_cast<Vector*>(logits);
   Vector maximum[kVectors], sum[kVectors];

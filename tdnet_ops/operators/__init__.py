@@ -1,4 +1,31 @@
-"""The operators: a file each. A public one is imported here by name; the others are found."""
+"""The operators: a file each. A public one is imported here by name; the others are found.
+
+Each takes feature maps [B, C, H, W] of any strides; channels_last is the fast path.
+
+Letters in all shapes: B batch; C channels; H x W the query map, N = H*W queries; h x w the pooled
+key map, M = h*w keys; d_k query and key channels; d_v value channels; d_out output channels. Sizes
+are in pixels of the map.
+
+dtypes: float32 and float64; float16 and bfloat16 accumulate in float32. All tensors of one call
+share dtype and device. A returned map is channels_last exactly where the channels of the first map
+given are adjacent in memory.
+
+Every function takes `backend`: None chooses by device, a name (`tdnet_ops.backends.NAMES`) forces
+one.
+
+TF32: float32 on CUDA computes in full precision unless
+`torch.backends.cuda.matmul.fp32_precision` is "tf32"; convolutions here follow that flag too, and a
+backward pass its forward pass.
+
+Gradients: reverse mode, also by torch.func (grad, vjp, jacrev, vmap); second derivatives of all but
+attention_propagate. Forward mode (jvp, jacfwd) is refused; `tdnet_ops.reference` has it.
+
+Numbers are Python's (or symbolic sizes), never tensors: a tensor would lose its gradient. Only the
+public functions refuse one; `torch.ops.tdnet` takes what torch's dispatcher converts.
+
+Errors, everywhere: ValueError, TypeError or RuntimeError that names the argument, what came and
+what was expected; RuntimeError with the reason where a forced backend cannot run.
+"""
 
 import importlib
 import pkgutil

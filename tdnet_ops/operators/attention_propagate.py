@@ -43,7 +43,7 @@ def attention_propagate(
         [B, d_out, H, W] in the layout of q, differentiable in all tensors.
     """
     scale = checks.optional_number("scale", scale)
-    return call(_PUBLIC, backend, ("q", q), (q, k, v, residual, weight, bias, scale))
+    return call(_OPERATOR, backend, ("q", q), (q, k, v, residual, weight, bias, scale))
 
 
 def check_attention_propagate(
@@ -91,7 +91,7 @@ def _gradient(ops: Any, ctx: Any, grad: Tensor, _: Any) -> dict[str, Any]:
     }
 
 
-_PUBLIC = Operator(
+_OPERATOR = Operator(
     "attention_propagate",
     check_attention_propagate,
     empty=lambda a, shape: empty_map(a.q, shape),
@@ -99,7 +99,8 @@ _PUBLIC = Operator(
     differentiated_by="attention_propagate_forward",
 )
 # Returns the log-sum-exp of each query's scaled logits too, [B, N]: the backward pass needs neither
-# the maximum nor the sum of a row again.
+# the maximum nor the sum of a row again. For a row with +inf it is +inf or NaN, by backend: not
+# finite, as the row's softmax is NaN.
 _FORWARD = Operator(
     "attention_propagate_forward",
     check_attention_propagate,
@@ -109,4 +110,4 @@ _FORWARD = Operator(
     gradient=_gradient,
     public=False,
 )
-OPERATORS = (_PUBLIC, _FORWARD)
+OPERATORS = (_OPERATOR, _FORWARD)

@@ -1,6 +1,7 @@
 """attention_propagate_forward: attention_propagate, and what its backward pass needs of each query.
 
 One number, the log-sum-exp of its scaled logits: the weights are exp(logits - log_sum_exp).
+NaN for a row with +inf: not finite, as the row's softmax is NaN.
 """
 
 from __future__ import annotations

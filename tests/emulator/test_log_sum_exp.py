@@ -145,6 +145,25 @@ def test_infinity_and_nan(operators, dtype, key_channels, scale, multiprocessors
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 64])
+@pytest.mark.parametrize("key", [0, 200, 499])
+@pytest.mark.parametrize("scale", [0.5, -0.5])
+@pytest.mark.parametrize("key_channels", [5, 64])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_key_of_plus_infinity(operators, dtype, key_channels, scale, key, multiprocessors):
+    """+inf or NaN, where the softmax is NaN."""
+    operators.set(multiprocessors=multiprocessors)
+    q, k, v = example(dtype, key_channels)
+    q[:, 0] = 1.0
+    k[0, 0, 0, key] = torch.inf * scale
+    result, log_sum_exp = forward(q, k, v, scale)
+    assert result[0].isnan().all()
+    assert (log_sum_exp[0].isposinf() | log_sum_exp[0].isnan()).all()
+    torch.testing.assert_close(
+        log_sum_exp[1].double(), expected_rows(q, k, scale)[1], rtol=2e-5, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64])
 @pytest.mark.parametrize("of", [slice(0, 200), slice(128, 256), slice(499, 500)])
 @pytest.mark.parametrize("key_channels", [5, 64])
 @pytest.mark.parametrize("dtype", DTYPES)

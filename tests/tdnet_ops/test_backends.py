@@ -9,6 +9,7 @@ import types
 import pytest
 import samples
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdnet_ops
@@ -386,6 +387,40 @@ def test_triton_is_first_on_rocm_and_xpu(gpu):
     assert backends.preference("cuda") == ("triton", "reference")
     assert chosen("cuda") == "triton"
     assert chosen("xpu") == "triton"
+
+
+def test_what_cuda_lacks_runs_on_triton_in_the_backward_pass_too(gpu):
+    """By the same predicate: the forward pass on the compiled kernels, the backward on Triton's."""
+    lacking = {"attention_propagate_backward"}
+    gpu.setattr(_library, "CUDA_ARCHITECTURES", "8.0;9.0+PTX")
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu.setattr(backends, "has_kernel", lambda name, op: name != "cuda" or op not in lacking)
+    look_again()
+    device = torch.device("cuda")
+    with FakeTensorMode():
+        grad = torch.empty(1, 2, 3, 4, device=device)
+        backward = OPERATORS["attention_propagate_backward"]
+        assert backends.operators_like("tdnet", backward, [grad]) is torch.ops.tdnet_triton
+        pool = OPERATORS["spatial_pool"]
+        assert backends.operators_like("tdnet", pool, [grad]) is torch.ops.tdnet
+        wide = grad.double()
+        assert backends.operators_like("tdnet", backward, [wide]) is torch.ops.tdnet_reference
+        with pytest.raises(RuntimeError, match="cannot run attention_propagate_backward: it has"):
+            backends.choose(backward, grad, (), "cuda")
+
+
+def test_a_limit_of_a_kernel_is_a_refusal(gpu):
+    gpu.setattr(_library, "CUDA_ARCHITECTURES", "8.0;9.0+PTX")
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    look_again()
+    update, most = OPERATORS["block_sum_update"], _library.CUDA_MOST_PARTIALS
+    with FakeTensorMode():
+        x = torch.empty(1, 2, 3, 4, device="cuda")
+        call = lambda count: ([x] * count, 0, x, x, None, 0, 1, "none")  # noqa: E731
+        assert backends.choose(update, x, call(most), None) == "cuda"
+        assert backends.choose(update, x, call(most + 1), None) == "triton"
+        with pytest.raises(RuntimeError, match=f"at most {most} partials, got {most + 1}"):
+            backends.choose(update, x, call(most + 1), "cuda")
 
 
 def test_triton_without_a_c_compiler_is_refused(gpu):

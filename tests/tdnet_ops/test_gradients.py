@@ -1,5 +1,9 @@
 """Gradients of every operator against autograd through the definition in float64."""
 
+import sys
+import threading
+from types import SimpleNamespace
+
 import pytest
 import samples
 import torch
@@ -7,6 +11,7 @@ import torch._dynamo.compiled_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdnet_ops
+from tdnet_ops import gradients as shared
 from tdnet_ops import reference
 
 DIFFERENTIABLE = samples.DIFFERENTIABLE
@@ -379,6 +384,48 @@ class Convolutions(TorchDispatchMode):
         if func is torch.ops.aten.convolution_backward.default:
             self.dtypes.append(args[0].dtype)
         return func(*args, **(kwargs or {}))
+
+
+# --- precision of products ------------------------------------------------------------------------
+
+ON_CUDA = SimpleNamespace(is_cuda=True)
+
+
+@pytest.mark.parametrize("usual", ["none", "ieee", "tf32"])
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_products_have_the_precision_of_the_forward_pass(usual, allow_tf32):
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    matmul.fp32_precision = usual  # conftest.py restores it
+    of_convolutions = conv.fp32_precision
+    with shared.products_in(ON_CUDA, allow_tf32):
+        assert (matmul.fp32_precision == "tf32") == allow_tf32
+        assert conv.fp32_precision == of_convolutions
+        if (usual == "tf32") == allow_tf32:  # "none" follows torch.backends.fp32_precision
+            assert matmul.fp32_precision == usual
+    assert matmul.fp32_precision == usual
+
+
+def test_backward_passes_of_two_threads_leave_the_precision_alone():
+    matmul = torch.backends.cuda.matmul
+    before, found = matmul.fp32_precision, []
+
+    def passes(allow_tf32):
+        for _ in range(2000):
+            with shared.products_in(ON_CUDA, allow_tf32):
+                found.append((matmul.fp32_precision == "tf32") == allow_tf32)
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=passes, args=(allow,)) for allow in (False, True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual)
+    assert all(found)
+    assert matmul.fp32_precision == before
 
 
 # --- compiled autograd and profiles ---------------------------------------------------------------

@@ -110,6 +110,22 @@ def test_autocast(sample, route, dtype):
     assert samples.tensors(arguments)[0].grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("route", samples.ROUTES)
+@pytest.mark.parametrize("name", samples.DIFFERENTIABLE)
+def test_backward_inside_autocast_is_the_one_outside(name, route):
+    sample = samples.select(["middle"], ["contiguous"], [torch.float32], [name])[0]
+    found = []
+    for inside in (True, False):
+        arguments = needing_gradients(sample)
+        with torch.autocast(samples.DEVICE.type, torch.bfloat16):
+            outputs = samples.tensors([samples.ROUTES[route](name)(*arguments)])
+            loss = sum(out.float().square().sum() for out in outputs)
+        with torch.autocast(samples.DEVICE.type, torch.bfloat16, enabled=inside):
+            loss.backward()
+        found.append([x.grad for x in samples.tensors(arguments)])
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("name", MATRIX_PRODUCTS)
 def test_autocast_mixes_and_keywords(name):
     """Mixed dtypes are cast to one, also those given by keyword; float64 is left alone."""

@@ -17,7 +17,7 @@
 // barrier. Then, and for the first and a ragged last tile, weigh_exactly makes the tile's weights
 // again with the true maximum and rescales the sums. Float16 holds weights up to 2^12 in full
 // precision, and down to 2^-24; its sums cannot overflow. Those of bfloat16 could: there the maxima
-// are raised so that all weights add up to less than 1, and weights below 2^(-114 - log2(keys)) of
+// are raised so that all weights add up to less than 1, and weights below 2^(-113 + log2(keys)) of
 // the largest vanish (ex2.approx.ftz).
 //
 // Shape: queries x keys x channels       128 x 64 x 256   128 x 32 x 256   128 x 64 x 128
