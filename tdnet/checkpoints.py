@@ -1,6 +1,6 @@
 """Reading and writing weights.
 
-Two layouts: the native one, a safetensors file that also says which model it holds, and that of
+Two formats: the native one, a safetensors file that also says which model it holds, and that of
 the published TDNet code, a ``.pkl`` file with the published names of the weights.
 """
 
@@ -52,7 +52,7 @@ def save_checkpoint(model: TDNet | PSPNet, path: str | os.PathLike[str]) -> None
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"path is {str(path)!r}, expected a name ending in .safetensors")
+        raise ValueError(f"path: expected a name ending in .safetensors, got {str(path)!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     tensors = {
@@ -104,7 +104,7 @@ def load_checkpoint(
             raise ValueError(f"{path}: {error}") from error
     else:
         expected = ", ".join((".safetensors", *_PUBLISHED_SUFFIXES))
-        raise ValueError(f"{path} has suffix {path.suffix!r}, expected one of {expected}")
+        raise ValueError(f"{path}: expected a suffix among {expected}, got {path.suffix!r}")
     return model.to(device)
 
 
@@ -199,12 +199,13 @@ def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("model_state"), Mapping):
         state = state["model_state"]
     if not isinstance(state, Mapping) or not state:
-        raise TypeError("this is no published checkpoint: expected a dict of weights")
+        came = "an empty one" if isinstance(state, Mapping) else _kind(state)
+        raise TypeError(f"this is no published checkpoint: expected a dict of weights, got {came}")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise TypeError(
-                f"this is no published checkpoint: {_shown(key)} is {_kind(value)}, "
-                "expected names and tensors"
+                "this is no published checkpoint: expected names and tensors, "
+                f"got {_shown(key)}: {_kind(value)}"
             )
     weights = _with_plain_names(state)
     return {key: value for key, value in weights.items() if not _UNUSED_PUBLISHED.match(key)}
@@ -240,8 +241,8 @@ def _published_model(weights: Mapping[str, Tensor]) -> str:
             return "pspnet-18"
         return "pspnet-101" if has("pretrained.layer3.22.") else "pspnet-50"
     raise ValueError(
-        f"cannot tell the model from the names of the weights ({_listed(list(weights))}); "
-        f"expected the published layout of one of {', '.join(model_names())}"
+        f"cannot tell the model: expected the names of weights of one of "
+        f"{', '.join(model_names())} in the published code, got {_listed(list(weights))}"
     )
 
 
@@ -286,9 +287,9 @@ def _check_weights(
         if key not in weights:
             continue
         if kind := _unusable_kind(key, weights[key]):
-            unusable.append(f"{key} is {kind}")
+            unusable.append(f"{key}: {kind}")
         elif not _fits(weights[key].shape, own.shape):
-            misshapen.append(f"{key} is {list(weights[key].shape)}, expected {list(own.shape)}")
+            misshapen.append(f"{key}: expected {list(own.shape)}, got {list(weights[key].shape)}")
     _raise_for(
         f"the weights do not fit {name}",
         {
@@ -303,7 +304,7 @@ def _check_weights(
 def _unusable_kind(key: str, tensor: Tensor) -> str | None:
     """Why a tensor cannot be a weight, whatever its shape; None if it can."""
     if tensor.dtype not in (_COUNTER_DTYPES if key.endswith(_COUNTER) else _WEIGHT_DTYPES):
-        return f"{tensor.dtype}, expected {'int64' if key.endswith(_COUNTER) else 'float32'}"
+        return f"expected {'int64' if key.endswith(_COUNTER) else 'float32'}, got {tensor.dtype}"
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
         return "no plain tensor in memory"
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
@@ -362,13 +363,13 @@ def _load_native(path: Path, name: str | None) -> TDNet | PSPNet:
         raise _unreadable(path, error) from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(
-            f"{path} says it is {_shown(metadata.get('format'))}, expected {_FORMAT!r}"
+            f"{path}: expected the format {_FORMAT!r}, got {_shown(metadata.get('format'))}"
         )
     try:
         options = _read_config(metadata.get("config", ""))
         found = options.pop("name")
         if name is not None and name != found:
-            raise ValueError(f"it holds {found}, expected {name}")
+            raise ValueError(f"expected {name}, got {found}")
         return _filled_model(
             lambda: build_model(found, **options), _with_plain_names(weights), lambda own, _: own
         )
@@ -386,13 +387,13 @@ def _read_config(text: str) -> dict[str, Any]:
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError("its metadata does not say which model it holds") from error
     if name not in model_names():
-        raise ValueError(f"it holds {_shown(name)}, expected one of {', '.join(model_names())}")
+        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {_shown(name)}")
     if mode not in ("max", "subsample"):
-        raise ValueError(f"its pooling_mode is {_shown(mode)}, expected 'max' or 'subsample'")
+        raise ValueError(f"pooling_mode: expected 'max' or 'subsample', got {_shown(mode)}")
     for key, number in numbers.items():
         if type(number) is not int or not 1 <= number <= _LARGEST_NUMBER:
             raise ValueError(
-                f"its {key} is {_shown(number)}, expected an integer from 1 to {_LARGEST_NUMBER}"
+                f"{key}: expected an integer from 1 to {_LARGEST_NUMBER}, got {_shown(number)}"
             )
     options = {"name": name, "num_classes": numbers["num_classes"]}
     if name in TDNETS:
@@ -428,8 +429,8 @@ def _load_pickle(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> ValueError:
     if match := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
         return ValueError(
-            f"cannot read {path}: it holds a {printable(match[1], 60)}, expected nothing but "
-            "tensors, numbers and text, as in torch.save(model.state_dict(), ...); what else a "
+            f"cannot read {path}: expected nothing but tensors, numbers and text, as in "
+            f"torch.save(model.state_dict(), ...), got {printable(match[1], 60)}; what else a "
             "file holds could run code and is not loaded"
         )
     detail = printable((str(error).splitlines() or [""])[0], 200)

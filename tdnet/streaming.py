@@ -59,15 +59,14 @@ class VideoSegmenter:
 
     def __init__(self, model: TDNet | PSPNet, size: Size | None = None) -> None:
         if not isinstance(model, (TDNet, PSPNet)):
-            raise TypeError(f"model is a {type(model).__name__}, expected a TDNet or a PSPNet")
-        if model.config.num_classes > 256:
-            raise ValueError(
-                f"model has {model.config.num_classes} classes, expected at most 256 (uint8 labels)"
-            )
+            raise TypeError(f"model: expected a TDNet or a PSPNet, got {type(model).__name__}")
+        classes = model.config.num_classes
+        if classes > 256:
+            raise ValueError(f"model: expected at most 256 classes (uint8 labels), got {classes}")
         if size is not None and (
             len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size)
         ):
-            raise ValueError(f"size is {size}, expected (height, width), both positive integers")
+            raise ValueError(f"size: expected (height, width), both positive integers, got {size}")
         self.model = model.eval()
         self.size = size
         self._state = _State()
@@ -132,9 +131,9 @@ class VideoSegmenter:
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x is {came}, expected a float tensor [1, 3, H, W]")
+            raise TypeError(f"x: expected a float tensor [1, 3, H, W], got {came}")
         if x.dim() != 4 or x.shape[:2] != (1, 3) or x.numel() == 0:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected [1, 3, H, W]")
+            raise ValueError(f"x: expected [1, 3, H, W], got {list(x.shape)}")
         height, width = x.shape[-2:]
         with _on(self._parameter().device):
             logits, state = self._advance(x.to(self._parameter()))
@@ -165,7 +164,7 @@ class VideoSegmenter:
         """Logits at stride 8 of the next frame, and the state after it. Stores nothing."""
         model = self.model
         if model.training:
-            raise RuntimeError("model is in training mode, expected eval mode: call model.eval()")
+            raise RuntimeError("model: expected eval mode, got training mode: call model.eval()")
         height, width = image.shape[-2:]
         _check_same_size("image", (height, width), self._state.image_size)
         image = image.contiguous(memory_format=torch.channels_last)
@@ -240,22 +239,22 @@ def _copy_to_host(labels: Tensor) -> tuple[Tensor, torch.Event]:
 def _checked_frame(frame: object) -> Tensor:
     if isinstance(frame, np.ndarray):
         if frame.dtype != np.uint8:
-            raise TypeError(f"frame has dtype {frame.dtype}, expected uint8")
+            raise TypeError(f"frame: expected dtype uint8, got {frame.dtype}")
         # Torch takes neither negative strides nor read-only memory.
         is_taken = frame.flags.writeable and frame.flags.c_contiguous
         frame = torch.from_numpy(frame if is_taken else np.array(frame, order="C"))
     if not isinstance(frame, Tensor):
-        raise TypeError(f"frame is a {type(frame).__name__}, expected a NumPy array or a tensor")
+        raise TypeError(f"frame: expected a NumPy array or a tensor, got {type(frame).__name__}")
     if frame.dtype != torch.uint8:
-        raise TypeError(f"frame has dtype {frame.dtype}, expected torch.uint8")
+        raise TypeError(f"frame: expected dtype torch.uint8, got {frame.dtype}")
     if frame.dim() != 3 or frame.shape[2] != 3 or frame.numel() == 0:
-        raise ValueError(f"frame has shape {tuple(frame.shape)}, expected [H, W, 3] (RGB)")
+        raise ValueError(f"frame: expected [H, W, 3] (RGB), got {list(frame.shape)}")
     return frame
 
 
 def _check_same_size(what: str, came: Size, expected: Size | None) -> None:
     if expected is not None and came != expected:
         raise ValueError(
-            f"{what} is {came[0]}x{came[1]} (height x width), but those before it were "
-            f"{expected[0]}x{expected[1]}: call reset() to start a video of another size"
+            f"{what}: expected {expected[0]}x{expected[1]} (height x width) as those before it, "
+            f"got {came[0]}x{came[1]}: call reset() to start a video of another size"
         )

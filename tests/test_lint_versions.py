@@ -18,4 +18,4 @@ def test_pre_commit_has_the_versions_of_the_lint_extra():
     assert {name for name, _ in ours} == {"clang-format", "mypy", "ruff"}
     # mypy is the environment's own.
     assert theirs == {(name, version) for name, version in ours if name != "mypy"}
-    assert "entry: mypy\n        language: system" in config
+    assert "entry: python -m mypy\n        language: system" in config

@@ -44,7 +44,7 @@ class _Terminal:
 
 
 class RichProgressBar:
-    """See `tdnet.cli.terminal.ProgressBar`."""
+    """See `tdnet.cli.progress.ProgressBar`."""
 
     def __init__(self, progress: Progress, task: TaskID):
         self._progress = progress

@@ -12,7 +12,8 @@ import torch
 
 from tdnet.checkpoints import load_checkpoint
 from tdnet.cli.options import SegmentOptions
-from tdnet.cli.terminal import progress_bar, say
+from tdnet.cli.progress import progress_bar
+from tdnet.cli.terminal import say
 from tdnet.data.synthetic import FRAME_RATE, street_clip
 from tdnet.models import build_model
 from tdnet.streaming import VideoSegmenter
@@ -54,10 +55,10 @@ def segment_to_file(options: SegmentOptions) -> int:
         writer = open_writer(options.output, source, options.alpha)
     except (VideoError, ValueError, RuntimeError, OSError) as error:
         return _fail(error)
-    return run(source, writer, lambda: _segmenter(options, size, device), str(device))
+    return segment_source(source, writer, lambda: _segmenter(options, size, device), str(device))
 
 
-def run(
+def segment_source(
     source: FrameSource,
     writer: FrameWriter,
     make_segmenter: Callable[[], FrameSegmenter],

@@ -1,10 +1,8 @@
-"""What the command shows: lines of text and a progress bar, whatever the terminal can."""
+"""Lines of text, whatever the terminal can show."""
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from tdnet.files import printable
 
@@ -31,33 +29,3 @@ def discard(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-class ProgressBar(Protocol):
-    """Counts frames before the eyes of the user."""
-
-    def advance(self) -> None: ...
-
-    def finish(self, total: int) -> None: ...
-
-
-class NoProgressBar:
-    """Where rich is not installed."""
-
-    def advance(self) -> None:
-        pass
-
-    def finish(self, total: int) -> None:
-        pass
-
-
-@contextmanager
-def progress_bar(name: str, total: int | None) -> Iterator[ProgressBar]:
-    """A progress bar on stderr within the `with` block; total None if it is unknown."""
-    try:
-        from tdnet.cli.rich_progress import rich_progress_bar
-    except ImportError:
-        yield NoProgressBar()
-        return
-    with rich_progress_bar(printable(name), total) as bar:
-        yield bar

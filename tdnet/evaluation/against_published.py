@@ -55,11 +55,11 @@ def published_model(code: Path, name: str, num_classes: int = 19) -> nn.Module:
     name = _ALIASES.get(name, name)
     if name not in _PUBLISHED:
         raise ValueError(
-            f"model is {name!r}, expected one of {', '.join([*_PUBLISHED, *_ALIASES])}"
+            f"model: expected one of {', '.join([*_PUBLISHED, *_ALIASES])}, got {name!r}"
         )
     root = code / "Testing" if (code / "Testing").is_dir() else code
     if not (root / "model" / "pspnet").is_dir():
-        raise ValueError(f"code is {code}, which has no Testing/model/pspnet")
+        raise ValueError(f"code: expected a checkout with Testing/model/pspnet, got {code}")
     class_name, arguments = _PUBLISHED[name]
     sys.path.insert(0, str(root))
     try:
@@ -122,7 +122,7 @@ def read_frames(folder: Path, size: tuple[int, int], limit: int | None) -> Itera
     """Yield the images of a folder, by name, as normalised ``[1, 3, H, W]`` at ``size``."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not paths:
-        raise ValueError(f"frames is {folder}, which holds no images")
+        raise ValueError(f"frames: expected a folder of images, got no images in {folder}")
     mean = torch.tensor(MEAN).view(3, 1, 1)
     deviation = torch.tensor(STANDARD_DEVIATION).view(3, 1, 1)
     for path in paths[:limit]:
@@ -236,7 +236,7 @@ def _load_published(model: nn.Module, checkpoint: Path) -> None:
 def _parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"size is {text!r}, expected HxW, as in 769x1537")
+        raise ValueError(f"size: expected HxW, as in 769x1537, got {text!r}")
     return int(parts[0]), int(parts[1])
 
 

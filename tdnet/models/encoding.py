@@ -58,9 +58,9 @@ class Encoding(nn.Module):
     ) -> None:
         super().__init__()
         if pooling_mode not in ("max", "subsample"):
-            raise ValueError(f"pooling_mode is {pooling_mode!r}, expected 'max' or 'subsample'")
+            raise ValueError(f"pooling_mode: expected 'max' or 'subsample', got {pooling_mode!r}")
         if pooling_stride < 1:
-            raise ValueError(f"pooling_stride is {pooling_stride}, expected at least 1")
+            raise ValueError(f"pooling_stride: expected at least 1, got {pooling_stride}")
         self.query = KeyProjection(in_channels)
         self.key = KeyProjection(in_channels)
         self.value = nn.Conv2d(in_channels, value_channels, 1)

@@ -25,7 +25,7 @@ class PyramidPooling(nn.Module):
     def __init__(self, in_channels: int, kept_half: int | None = None) -> None:
         super().__init__()
         if kept_half not in (None, 0, 1):
-            raise ValueError(f"kept_half is {kept_half}, expected None, 0 or 1")
+            raise ValueError(f"kept_half: expected None, 0 or 1, got {kept_half}")
         self.kept_half = kept_half
         self.out_channels = in_channels * 2 if kept_half is None else in_channels
         self.branches = nn.ModuleList(

@@ -38,9 +38,9 @@ def build_model(
             option that the model does not have.
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+        raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
     if norm_size is not None and (len(norm_size) != 2 or min(norm_size) < 1):
-        raise ValueError(f"norm_size is {norm_size}, expected (height, width), both at least 1")
+        raise ValueError(f"norm_size: expected (height, width), both at least 1, got {norm_size}")
     options = {
         "pooling_mode": pooling_mode,
         "pooling_stride": pooling_stride,
@@ -58,7 +58,7 @@ def build_model(
             raise ValueError(f"{name} is a single-frame model and has no {', '.join(given)}")
         model = PSPNet(config, PSPNET_DEPTHS[name])
     else:
-        raise ValueError(f"name is {name!r}, expected one of {', '.join(model_names())}")
+        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
     # The type hints of "to" miss this argument in some versions of torch.
     cast(Any, model).to(memory_format=torch.channels_last)
     return model

@@ -94,7 +94,7 @@ class DilatedResNet(nn.Module):
     def __init__(self, depth: int) -> None:
         super().__init__()
         if depth not in _BLOCK_COUNTS:
-            raise ValueError(f"depth is {depth}, expected one of {sorted(_BLOCK_COUNTS)}")
+            raise ValueError(f"depth: expected one of {sorted(_BLOCK_COUNTS)}, got {depth}")
         block = BasicBlock if depth == 18 else Bottleneck
         counts = _BLOCK_COUNTS[depth]
         self.conv1 = _plain_stem() if depth == 18 else _deep_stem()

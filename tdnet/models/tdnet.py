@@ -92,7 +92,7 @@ class TDNet(nn.Module):
     def __init__(self, config: ModelConfig, depth: int, num_paths: int, head_channels: int) -> None:
         super().__init__()
         if num_paths < 2:
-            raise ValueError(f"num_paths is {num_paths}, expected at least 2")
+            raise ValueError(f"num_paths: expected at least 2, got {num_paths}")
         self.config = config
         self.num_paths = num_paths
         self.paths = nn.ModuleList(
@@ -116,7 +116,7 @@ class TDNet(nn.Module):
         """
         if len(window) != self.num_paths - 1:
             raise ValueError(
-                f"window holds {len(window)} frames, expected {self.num_paths - 1} past frames"
+                f"window: expected {self.num_paths - 1} past frames, got {len(window)}"
             )
         memory = Memory(window[0].key, window[0].value)
         inner_hops = list(self._path(path).hops)[:-1]
@@ -151,11 +151,11 @@ class TDNet(nn.Module):
         """
         if clip.dim() != 5 or clip.shape[1] != self.num_paths or clip.shape[2] != 3:
             raise ValueError(
-                f"clip has shape {tuple(clip.shape)}, expected [B, {self.num_paths}, 3, H, W]"
+                f"clip: expected [B, {self.num_paths}, 3, H, W], got {list(clip.shape)}"
             )
         last = self.num_paths - 1 if path is None else path
         if not 0 <= last < self.num_paths:
-            raise ValueError(f"path is {path}, expected 0 to {self.num_paths - 1}")
+            raise ValueError(f"path: expected 0 to {self.num_paths - 1}, got {path}")
         *past, current = clip.unbind(1)
         window = []
         for age, image in zip(range(len(past), 0, -1), past, strict=True):

@@ -97,7 +97,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             is_16_bit = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG")
             if not is_16_bit and image.mode not in _DISPLAYABLE_MODES:
                 raise VideoError(
-                    f"{path}: its pixels are of mode {image.mode!r}, expected 8 or 16 bits a colour"
+                    f"{path}: expected pixels of 8 or 16 bits a colour, got mode {image.mode!r}"
                 )
             turned = ImageOps.exif_transpose(image)
             return _gray_16_bit(turned) if is_16_bit else np.array(turned.convert("RGB"))

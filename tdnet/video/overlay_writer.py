@@ -69,8 +69,8 @@ class OverlayVideoWriter:
         """
         if path.suffix.lower() not in CONTAINERS:
             raise VideoError(
-                f"{path}: unknown kind of output; expected a name ending in "
-                f"{', '.join(CONTAINERS)}, or a folder (ending in /)"
+                f"{path}: expected a name ending in {', '.join(CONTAINERS)}, or a folder "
+                f"(ending in /), got {path.suffix!r}"
             )
         self.path = path
         # A link stays one: what it names is replaced.

@@ -30,7 +30,7 @@ SLOW_RUN = textwrap.dedent(
     import sys, time
     from fractions import Fraction
     import numpy as np
-    from tdnet.cli.segment import run
+    from tdnet.cli.segment import segment_source
     from tdnet.video import open_source, open_writer
 
     class Slow:
@@ -47,7 +47,7 @@ SLOW_RUN = textwrap.dedent(
             pass
 
     source = open_source(sys.argv[1], Fraction(10))
-    sys.exit(run(source, open_writer(sys.argv[2], source, 0.5), Slow, "cpu"))
+    sys.exit(segment_source(source, open_writer(sys.argv[2], source, 0.5), Slow, "cpu"))
     """
 )
 
@@ -137,7 +137,7 @@ def test_failures_are_one_line_and_exit_code_1(tmp_path):
         "the file is empty": [tmp_path / "empty.mp4", *output],
         "camera 987": ["987", *output],
         "cannot be written": [source, "-o", tmp_path / "missing" / "out.mp4"],
-        "unknown kind of output": [source, "-o", tmp_path / "out.txt"],
+        "expected a name ending in": [source, "-o", tmp_path / "out.txt"],
         "expected HEIGHTxWIDTH": [source, "-o", tmp_path / "out.mp4", "--size", "65"],
         "there is no checkpoint file": [source, "-o", tmp_path / "o.mp4", "--checkpoint", "no.pkl"],
         "would replace the input": [source, "-o", source],

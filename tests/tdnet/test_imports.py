@@ -1,8 +1,12 @@
 """What the command imports, and what it does on machines that lack a package."""
 
+import ast
+import re
 import subprocess
 import sys
 import textwrap
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -103,3 +107,62 @@ def test_without_rich_there_is_no_progress_bar(tmp_path, images):
     result = without("rich.progress", [images, "-o", "out/"], tmp_path)
     assert result.returncode == 0, result.stderr
     assert "2 frames in out" in result.stdout
+
+
+def sources():
+    """Every module of the package by name, parsed."""
+    root = Path(tdnet.__file__).parent
+    for path in root.rglob("*.py"):
+        name = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), ast.parse(path.read_text())
+
+
+def imports(tree):
+    """Modules of the package that a module imports, at its top or later, but for type hints."""
+    hints = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for part in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in hints:
+            yield node.module
+        elif isinstance(node, ast.Import) and id(node) not in hints:
+            yield from (alias.name for alias in node.names)
+
+
+def test_no_modules_import_each_other():
+    graph = {name: set(imports(tree)) for name, tree in sources()}
+    assert "tdnet.cli.terminal" in graph["tdnet.cli.rich_progress"]
+    graph = {name: found & graph.keys() for name, found in graph.items()}
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph | {"tdnet.cli.terminal": {"tdnet.cli.rich_progress"}}).prepare()
+    TopologicalSorter(graph).prepare()
+
+
+def literal_text(tree):
+    """The text of an expression, whatever is filled into it."""
+    parts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+OTHER_DIALECT = re.compile(r"\b(is|has|holds|was|were)\b[^:;]*, expected ")
+
+
+def test_errors_say_what_was_expected_before_what_came():
+    """name: expected ..., got ..."""
+    assert OTHER_DIALECT.search("size is , expected two integers")
+    messages = [
+        (name, literal_text(node.exc))
+        for name, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and node.exc is not None
+    ]
+    assert len(messages) > 50
+    wrong = [
+        (name, text)
+        for name, text in messages
+        if OTHER_DIALECT.search(text) or ("expected" in text and "got" not in text)
+    ]
+    assert not wrong

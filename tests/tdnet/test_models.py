@@ -30,17 +30,17 @@ def test_output_has_the_size_of_the_input(name, device):
 
 
 def test_unknown_model_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"'td5'.*td4-psp18, td2-psp50, pspnet-18"):
+    with pytest.raises(ValueError, match=r"name: .*td4-psp18, td2-psp50, pspnet-18.*'td5'"):
         build_model("td5")
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("pspnet-18", {"num_classes": 0}, "num_classes is 0"),
+        ("pspnet-18", {"num_classes": 0}, "num_classes: expected at least 1, got 0"),
         ("pspnet-18", {"pooling_stride": 2}, "has no pooling_stride"),
-        ("td4-psp18", {"pooling_mode": "mean"}, "pooling_mode is 'mean'"),
-        ("td4-psp18", {"pooling_stride": 0}, "pooling_stride is 0"),
+        ("td4-psp18", {"pooling_mode": "mean"}, "pooling_mode: expected .*, got 'mean'"),
+        ("td4-psp18", {"pooling_stride": 0}, "pooling_stride: expected at least 1, got 0"),
     ],
 )
 def test_bad_options(name, options, message):
@@ -83,8 +83,8 @@ def test_gradients_reach_all_that_a_clip_uses(device):
         ((1, 3, 3, 33, 33), None, r"expected \[B, 2, 3, H, W\]"),
         ((2, 3, 33, 33), None, r"expected \[B, 2, 3, H, W\]"),
         ((1, 2, 4, 33, 33), None, r"expected \[B, 2, 3, H, W\]"),
-        ((1, 2, 3, 33, 33), 2, "path is 2, expected 0 to 1"),
-        ((1, 2, 3, 33, 33), -1, "path is -1, expected 0 to 1"),
+        ((1, 2, 3, 33, 33), 2, "path: expected 0 to 1, got 2"),
+        ((1, 2, 3, 33, 33), -1, "path: expected 0 to 1, got -1"),
     ],
 )
 def test_bad_clips(shape, path, message):
@@ -94,7 +94,7 @@ def test_bad_clips(shape, path, message):
 
 
 def test_incomplete_window():
-    with pytest.raises(ValueError, match="holds 0 frames, expected 3"):
+    with pytest.raises(ValueError, match="window: expected 3 past frames, got 0"):
         build_model("td4-psp18").propagate([], 0)
 
 
@@ -124,7 +124,7 @@ def test_backbone_strides_and_dilations(depth):
 
 
 def test_backbone_of_unknown_depth():
-    with pytest.raises(ValueError, match="depth is 34"):
+    with pytest.raises(ValueError, match=r"depth: expected one of .*, got 34"):
         DilatedResNet(34)
 
 
@@ -140,7 +140,7 @@ def test_pyramid_halves_make_the_whole():
         pieces.append(half(x).split([8, 2, 2, 2, 2], dim=1))
     joined = torch.cat([part for pair in zip(*pieces, strict=True) for part in pair], dim=1)
     torch.testing.assert_close(joined, expected)
-    with pytest.raises(ValueError, match="kept_half is 2"):
+    with pytest.raises(ValueError, match=r"kept_half: expected .*, got 2"):
         PyramidPooling(16, kept_half=2)
 
 

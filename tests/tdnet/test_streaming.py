@@ -162,7 +162,7 @@ def test_change_of_frame_size_needs_a_reset(td4, size):
     segmenter.step(frames[0])
     reference.step(frames[0])
     other = video(1, (33, 57))[0]
-    with pytest.raises(ValueError, match=r"33x57.*41x65.*reset"):
+    with pytest.raises(ValueError, match=r"frame: expected 41x65.*got 33x57.*reset"):
         segmenter.step(other)
     np.testing.assert_array_equal(segmenter.step(frames[1]), reference.step(frames[1]))
     segmenter.reset()
@@ -172,7 +172,7 @@ def test_change_of_frame_size_needs_a_reset(td4, size):
 def test_change_of_image_size_needs_a_reset(td4):
     segmenter = VideoSegmenter(td4)
     segmenter.logits(torch.zeros(1, 3, 33, 33))
-    with pytest.raises(ValueError, match=r"33x34.*33x33.*reset"):
+    with pytest.raises(ValueError, match=r"image: expected 33x33.*got 33x34.*reset"):
         segmenter.logits(torch.zeros(1, 3, 33, 34))
 
 
@@ -207,14 +207,14 @@ def test_failure_leaves_the_state_alone(td4, monkeypatch, part):
 @pytest.mark.parametrize(
     ("frame", "error", "message"),
     [
-        (np.zeros((8, 8, 3), np.float32), TypeError, "dtype float32, expected uint8"),
-        (torch.zeros(8, 8, 3), TypeError, "torch.float32, expected torch.uint8"),
-        ([[0, 0, 0]], TypeError, "frame is a list"),
-        (None, TypeError, "frame is a NoneType"),
-        (np.zeros((8, 8), np.uint8), ValueError, r"\(8, 8\), expected \[H, W, 3\]"),
-        (np.zeros((8, 8, 4), np.uint8), ValueError, r"\(8, 8, 4\), expected \[H, W, 3\]"),
-        (np.zeros((3, 8, 8), np.uint8), ValueError, r"\(3, 8, 8\), expected \[H, W, 3\]"),
-        (np.zeros((0, 8, 3), np.uint8), ValueError, r"\(0, 8, 3\), expected \[H, W, 3\]"),
+        (np.zeros((8, 8, 3), np.float32), TypeError, "expected dtype uint8, got float32"),
+        (torch.zeros(8, 8, 3), TypeError, "expected dtype torch.uint8, got torch.float32"),
+        ([[0, 0, 0]], TypeError, "frame: expected .*, got list"),
+        (None, TypeError, "frame: expected .*, got NoneType"),
+        (np.zeros((8, 8), np.uint8), ValueError, r"expected \[H, W, 3\] .*, got \[8, 8\]"),
+        (np.zeros((8, 8, 4), np.uint8), ValueError, r"expected \[H, W, 3\] .*, got \[8, 8, 4\]"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, r"expected \[H, W, 3\] .*, got \[3, 8, 8\]"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, r"expected \[H, W, 3\] .*, got \[0, 8, 3\]"),
     ],
 )
 def test_bad_frames(pspnet, frame, error, message):
@@ -225,11 +225,15 @@ def test_bad_frames(pspnet, frame, error, message):
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "torch.uint8, expected a float"),
-        (np.zeros((1, 3, 8, 8)), TypeError, "x is ndarray"),
-        (torch.zeros(2, 3, 8, 8), ValueError, r"\(2, 3, 8, 8\), expected \[1, 3, H, W\]"),
-        (torch.zeros(3, 8, 8), ValueError, r"\(3, 8, 8\), expected \[1, 3, H, W\]"),
-        (torch.zeros(1, 3, 0, 8), ValueError, r"\(1, 3, 0, 8\), expected \[1, 3, H, W\]"),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+            TypeError,
+            r"a float .*, got torch\.uint8",
+        ),
+        (np.zeros((1, 3, 8, 8)), TypeError, "x: expected .*, got ndarray"),
+        (torch.zeros(2, 3, 8, 8), ValueError, r"x: expected \[1, 3, H, W\], got \[2, 3, 8, 8\]"),
+        (torch.zeros(3, 8, 8), ValueError, r"x: expected \[1, 3, H, W\], got \[3, 8, 8\]"),
+        (torch.zeros(1, 3, 0, 8), ValueError, r"x: expected \[1, 3, H, W\], got \[1, 3, 0, 8\]"),
     ],
 )
 def test_bad_images(pspnet, x, error, message):
@@ -273,9 +277,9 @@ def test_training_mode_is_refused(pspnet):
 
 
 def test_bad_models_and_sizes(pspnet):
-    with pytest.raises(TypeError, match="model is a Linear"):
+    with pytest.raises(TypeError, match="model: expected a TDNet or a PSPNet, got Linear"):
         VideoSegmenter(torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="257 classes"):
+    with pytest.raises(ValueError, match=r"model: expected at most 256 classes .*, got 257"):
         VideoSegmenter(build_model("pspnet-18", 257))
     for size in [(0, 5), (5,), (5.0, 5)]:
         with pytest.raises(ValueError, match="expected \\(height, width\\)"):
