@@ -27,7 +27,8 @@ GENERATED = (
 
 
 def run(folder, *command, **environ):
-    here = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    ours = ("PYTEST_", "TDNET_TEST_INSTALLED")  # of the tests that run this one
+    here = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
         command,
         cwd=folder,

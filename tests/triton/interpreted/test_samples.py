@@ -22,7 +22,7 @@ def marked(sample):
     return pytest.param(sample, id=str(sample), marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("sample", map(marked, samples.SAMPLES))
+@pytest.mark.parametrize("sample", [marked(sample) for sample in samples.SAMPLES])
 def test_sample_is_right(sample):
     call = getattr(torch.ops.tdnet_triton, sample.operator)
     samples.check(sample, call, samples.GPU_ROUNDINGS.get(sample.operator, 0))
