@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ def in_chunks(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and weight (empty without one) in plain PyTorch."""
     scale = gradients.scale_of(q, scale)
+    # As torch's softmax: a row with +inf is NaN, its finite keys too.
+    log_sum_exp = log_sum_exp.masked_fill(log_sum_exp == math.inf, math.nan)
     with gradients.products_in(q, allow_tf32):
         values = gradients.fold(v, weight)
         queries, keys, grad_tokens = (gradients.tokens(gradients.wide(x)) for x in (q, k, grad))

@@ -457,3 +457,18 @@ def test_vmap_over_nothing(sample):
     values = samples.tensors(sample.arguments())
     mapped = torch.func.vmap(function)(*(x.new_zeros(0, *x.shape) for x in values))
     assert [x.shape for x in mapped] == [(0, *x.shape) for x in function(*values)]
+
+
+@pytest.mark.parametrize("route", samples.ROUTES)
+def test_a_row_with_plus_infinity_has_no_gradients(route):
+    """As torch's softmax, which is NaN there: the weights of its finite keys are no zeros."""
+    q = torch.zeros(1, 1, 1, 2)
+    q[..., 0] = 1e20
+    k = torch.tensor([1e20, 0.0, 0.0]).view(1, 1, 1, 3)
+    arguments = [x.requires_grad_() for x in (q, k, torch.ones(1, 2, 1, 3))]
+    ours = torch.autograd.grad(
+        samples.ROUTES[route]("attention_propagate")(*arguments).sum(), arguments
+    )
+    right = torch.autograd.grad(reference.attention_propagate(*arguments).sum(), arguments)
+    for grad, expected in zip(ours, right, strict=True):
+        assert torch.equal(grad.isnan().cpu(), expected.isnan())
