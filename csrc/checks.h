@@ -100,8 +100,6 @@ inline void check_choice(const std::string& name, const std::string& value, cons
         "'], got '", value, "'");
 }
 
-inline void check_mode(const std::string& mode) { check_choice("mode", mode, "max", "subsample"); }
-
 inline void check_activation(const std::string& activation) {
   check_choice("activation", activation, "none", "relu");
 }
@@ -119,6 +117,26 @@ inline void check_bias(const std::optional<Tensor>& bias, const std::string& lik
   check_size("bias", *bias, 0, out_channels, "output channels");
 }
 
+inline void check_output_channels(const std::string& name, const Tensor& weight) {
+  check(weight.size(0) > 0, name, ": expected at least one output channel, got shape ",
+        shape_text(weight));
+}
+
+inline void check_queries_and_keys(const Tensor& q, const Tensor& k) {
+  check_feature_map("q", q);
+  check_feature_map("k", k);
+  check_matches("k", k, "q", q);
+  check_size("k", k, 0, q.size(0), "batch of q");
+  check_size("k", k, 1, q.size(1), "channels of q");
+  check_has_pixels("k", k);
+}
+
+inline void check_pooling(int64_t stride, const std::string& mode) {
+  check_positive("stride", stride);
+  check_most_pixels("stride", stride);
+  check_choice("mode", mode, "max", "subsample");
+}
+
 // phi and the residual of Eq. 4 and 5. Returns the shape of the result.
 inline MapShape check_projection(const std::string& like_name, const Tensor& like,
                                  int64_t value_channels, int64_t height, int64_t width,
@@ -131,8 +149,7 @@ inline MapShape check_projection(const std::string& like_name, const Tensor& lik
     check_matches("weight", *weight, like_name, like);
     check_size("weight", *weight, 1, value_channels, "channels of v");
     out_channels = weight->size(0);
-    check(out_channels > 0, "weight: expected at least one output channel, got shape ",
-          shape_text(*weight));
+    check_output_channels("weight", *weight);
   }
   check_bias(bias, like_name, like, out_channels);
   if (residual) {
@@ -165,8 +182,7 @@ inline MapShape check_convolution(const std::string& x_name, const Tensor& x,
   check((kernel == 1 || kernel == 3) && weight.size(3) == kernel, weight_name,
         ": expected a 1x1 or 3x3 kernel, got shape ", shape_text(weight));
   check_size(weight_name, weight, 1, x.size(1), "channels of " + x_name);
-  check(weight.size(0) > 0, weight_name, ": expected at least one output channel, got shape ",
-        shape_text(weight));
+  check_output_channels(weight_name, weight);
   check_positive("dilation", dilation);
   check_most_pixels("dilation", dilation);
   check(padding >= 0, "padding: expected at least 0, got ", padding);
@@ -190,23 +206,14 @@ inline MapShape pooled_shape(const Tensor& x, int64_t stride) {
 inline MapShape check_spatial_pool(const Tensor& x, int64_t stride, const std::string& mode) {
   check_feature_map("x", x);
   check_has_pixels("x", x);
-  check_positive("stride", stride);
-  check_most_pixels("stride", stride);
-  check_mode(mode);
+  check_pooling(stride, mode);
   return pooled_shape(x, stride);
 }
 
 inline MatrixShape check_pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride,
                                          const std::string& mode) {
-  check_feature_map("q", q);
-  check_feature_map("k", k);
-  check_matches("k", k, "q", q);
-  check_size("k", k, 0, q.size(0), "batch of q");
-  check_size("k", k, 1, q.size(1), "channels of q");
-  check_has_pixels("k", k);
-  check_positive("stride", stride);
-  check_most_pixels("stride", stride);
-  check_mode(mode);
+  check_queries_and_keys(q, k);
+  check_pooling(stride, mode);
   const MapShape pooled = pooled_shape(k, stride);
   return {q.size(0), q.size(2) * q.size(3), pooled[2] * pooled[3]};
 }
@@ -237,7 +244,7 @@ inline MapShape check_attention_propagate(const Tensor& q, const Tensor& k, cons
                                           const std::optional<Tensor>& residual,
                                           const std::optional<Tensor>& weight,
                                           const std::optional<Tensor>& bias) {
-  check_pooled_affinity(q, k, 1, "max");
+  check_queries_and_keys(q, k);
   check_feature_map("v", v);
   check_matches("v", v, "q", q);
   check_size("v", v, 0, q.size(0), "batch of q");
