@@ -54,7 +54,7 @@ def _no_autocast(grads: Sequence[Tensor | None]) -> contextlib.AbstractContextMa
 
 
 def autograd_kernel(
-    operator: Operator, overload: Any, gradient: Callable[..., dict[str, Any]]
+    operator: Operator, overload: Any, gradient: Callable[..., dict[str, Any]], shown_name: str
 ) -> Callable[..., Any]:
     """The kernel of an operator for the dispatch key Autograd, registered with its keyset.
 
@@ -62,10 +62,9 @@ def autograd_kernel(
         overload: of the operator, in one name space.
         gradient: `gradient(ctx, *grads)`, the gradients by the names of arguments; a list for a
             list of tensors.
+        shown_name: of the operator in errors and profiles.
     """
     names = [a.name for a in overload._schema.arguments if not a.kwarg_only]
-    # Of the public operator that it differentiates: what errors and profiles show.
-    shown_name = operator.name.removesuffix("_forward")
 
     class Node(_SingleLevelFunction):
         # torch.autograd.Function has it, its base has not: compiled autograd asks for it.

@@ -188,6 +188,11 @@ def why_unavailable(
 @_constant
 def first_available(operator: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that runs an operator where none is forced and no kernel refuses the call."""
+    return _first(operator, device, dtype)
+
+
+@functools.cache
+def _first(operator: str, device: torch.device, dtype: torch.dtype) -> str:
     return next(
         name for name in preference(device.type) if _why_not(name, operator, device, dtype) is None
     )

@@ -88,7 +88,10 @@ def _autograd_kernel(name_space: str, operator: Operator, overload: Any) -> Call
 
     assert operator.gradient is not None
     gradient = functools.partial(operator.gradient, another)
-    return autograd.autograd_kernel(operator, overload, gradient)
+    # Of the public operator that it differentiates, if it does.
+    differentiated = (o.name for o in OPERATORS.values() if o.differentiated_by == operator.name)
+    shown_name = next(differentiated, operator.name)
+    return autograd.autograd_kernel(operator, overload, gradient, shown_name)
 
 
 def _register(operator: Operator, name_space: str, library: torch.library.Library) -> None:

@@ -34,13 +34,13 @@ def in_chunks(
     scale: float | None,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and weight (empty without one) in plain PyTorch."""
+    """Gradients of q, k, v and weight (empty without one); no argument is half precision."""
     scale = gradients.scale_of(q, scale)
     # As torch's softmax: a row with +inf is NaN, its finite keys too.
     log_sum_exp = log_sum_exp.masked_fill(log_sum_exp == math.inf, math.nan)
     with gradients.products_in(q, allow_tf32):
         values = gradients.fold(v, weight)
-        queries, keys, grad_tokens = (gradients.tokens(gradients.wide(x)) for x in (q, k, grad))
+        queries, keys, grad_tokens = (gradients.tokens(x) for x in (q, k, grad))
         grad_queries = torch.empty_like(queries)
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
         chunk = max(1, _CHUNK_LOGITS // max(1, keys.shape[0] * keys.shape[1]))

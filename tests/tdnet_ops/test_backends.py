@@ -305,6 +305,7 @@ def test_which_gpus_the_compiled_architectures_serve(architectures, capability, 
 def look_again():
     """Forgets what was found on the machine, because a test has changed it."""
     backends._why_not.cache_clear()
+    backends._first.cache_clear()
 
 
 def set_capability(monkeypatch, capability):

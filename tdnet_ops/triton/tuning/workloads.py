@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tdnet_ops.backends import has_kernel
+from tdnet_ops.operators import OPERATORS
 
 # 769 x 1537 at stride 8, and its pooled keys, which are the queries of inner hops too.
 _QUERIES, _KEYS = (97, 193), (25, 49)
@@ -51,9 +53,8 @@ class Inputs(NamedTuple):
 
 
 def operators() -> list[str]:
-    """Those that have Triton kernels: each has a file of its name."""
-    files = Path(__file__).parents[1].glob("*.py")
-    return sorted(file.stem for file in files if file.stem != "__init__")
+    """Those that have Triton kernels."""
+    return sorted(name for name in OPERATORS if has_kernel("triton", name))
 
 
 def workloads(device: torch.device) -> Iterator[tuple[str, Workload]]:
