@@ -7,7 +7,6 @@ and for what has no kernel), `tdnet_triton` and `tdnet_reference`.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.utils import _pytree as pytree
 from tdnet_ops import autograd, backends, gradients, reference
 from tdnet_ops.operators import OPERATORS
 from tdnet_ops.operators.operator import Operator, named
+from tdnet_ops.triton.run import run
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU"}
 
@@ -41,16 +41,13 @@ def _reference_kernel(operator: Operator) -> Callable[..., Any]:
 
 
 def _triton_kernel(operator: Operator, definition: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of tdnet_ops.triton, imported in the first call: that takes a while."""
-
     def kernel(*arguments: Any, **keywords: Any) -> Any:
         tensors = (x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor))
         like = next(tensors, None)
         if like is None or like.dtype == torch.float64:
             return definition(*arguments, **keywords)
         backends.require("triton", operator, like, arguments)
-        module = importlib.import_module(f"tdnet_ops.triton.{operator.name}")
-        return getattr(module, operator.name)(*arguments, **keywords)
+        return run(operator, *arguments, **keywords)
 
     return kernel
 

@@ -92,9 +92,10 @@ class Operator:
         return self.empty(bound, named(self.check, bound))
 
 
-def named(function: Callable[..., Any], arguments: Any) -> Any:
-    """Calls a function with those of the arguments that its parameters name."""
-    return function(*(getattr(arguments, name) for name in _parameters(function)))
+def named(function: Callable[..., Any], arguments: Any, **others: Any) -> Any:
+    """Calls a function with those of the arguments that its parameters name, and with `others`."""
+    names = (name for name in _parameters(function) if name not in others)
+    return function(*(getattr(arguments, name) for name in names), **others)
 
 
 @functools.cache

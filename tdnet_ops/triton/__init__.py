@@ -1,4 +1,4 @@
-"""Triton kernels: a file an operator, named as it is, whose function of that name launches them.
+"""Triton kernels: a file an operator, named as it is, whose function of that name fills in results.
 
 For GPUs of other makers, for machines that cannot compile CUDA, and for those who want to change a
 kernel in Python. They are `torch.ops.tdnet_triton.*`; `tdnet_ops.backends` chooses them. Under

@@ -12,19 +12,17 @@ stay in registers. The affinity never exists.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tdnet_ops import gradients
-from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps, projection
 from tdnet_ops.triton.shared.attention_tiles import ShapeClass, candidates
 from tdnet_ops.triton.shared.maps import load_tile, store_tile
 from tdnet_ops.triton.shared.products import multiply_add, precision, softmax_divisor, softmax_step
-from tdnet_ops.triton.tuning.workloads import Inputs, Workload
+from tdnet_ops.triton.tuning.workloads import Arguments, Inputs
 
 
 @triton.jit
@@ -92,32 +90,16 @@ def attention_propagate(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    residual: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: float | None = None,
-    *,
-    allow_tf32: bool = False,
-) -> Tensor:
-    """As tdnet_ops.attention_propagate."""
-    out = OPERATORS["attention_propagate"].result(q, k, v, residual, weight, bias)
-    propagate(q, k, v, residual, weight, bias, scale, allow_tf32, out, log_sum_exp=None)
-    return out
-
-
-def propagate(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     scale: float | None,
     allow_tf32: bool,
+    *,
     out: Tensor,
-    log_sum_exp: Tensor | None,
+    log_sum_exp: Tensor | None = None,
 ) -> None:
-    """Fills in `out`, and `log_sum_exp` of the scaled logits, [B, N] in float32, if given."""
+    """Fills in `log_sum_exp` of the scaled logits, [B, N] in float32, too if it is given."""
     scale = gradients.scale_of(q, scale)
 
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
@@ -168,14 +150,8 @@ def _attend(
     )
 
 
-def workloads(inputs: Inputs) -> Iterator[Workload]:
-    """Of each shape class, for tuning/."""
-    for arguments in example_arguments(inputs):
-        yield partial(attention_propagate, *arguments, allow_tf32=inputs.allow_tf32)
-
-
-def example_arguments(inputs: Inputs) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """q, k, v and, as in the model, a residual: without one a kernel has less to hold."""
+def workloads(inputs: Inputs) -> Iterator[Arguments]:
+    """Calls of each shape class, for tuning/; as in the model, with a residual to hold."""
     for like in (inputs.queries, inputs.keys):
         for key_channels, channels in ((64, 128), (64, 512), (256, 128)):
             yield (

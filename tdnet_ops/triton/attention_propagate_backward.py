@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from tdnet_ops.triton.shared import launch, maps
 from tdnet_ops.triton.shared.maps import load_tile, store_tile
 from tdnet_ops.triton.shared.products import multiply_add, precision
 from tdnet_ops.triton.tuning.table import Configuration
-from tdnet_ops.triton.tuning.workloads import Inputs, Workload
+from tdnet_ops.triton.tuning.workloads import Arguments, Inputs
 
 # Enough programs to fill a large GPU a few times over.
 _PROGRAMS = 512
@@ -254,18 +253,21 @@ def attention_propagate_backward(
     weight: Tensor | None,
     log_sum_exp: Tensor,
     scale: float | None,
+    allow_tf32: bool,
     *,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of q, k, v and weight (empty without one), contiguous.
+    out: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    """Gradients of q, k, v and weight (empty without one).
 
     Args:
         grad: [B, d_out, H, W], of the result.
         log_sum_exp: [B, N] in float32, of attention_propagate_forward.
     """
+    grad_q, grad_k, grad_v, grad_weight = out
     if grad.numel() == 0:
-        none = q.new_empty(0) if weight is None else weight.new_zeros(weight.shape)
-        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), none
+        for gradient in out:
+            gradient.zero_()
+        return
     with gradients.products_in(q, allow_tf32):
         values = gradients.fold(v, weight).to(v.dtype)
     kind = launch.kind(q, allow_tf32)
@@ -296,7 +298,6 @@ def attention_propagate_backward(
         lambda tile: batch * launch.cdiv(queries, tile["QUERIES"]),
         **inputs,
     )
-    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     launch.launch(
         query_gradients,
         q,
@@ -311,13 +312,11 @@ def attention_propagate_backward(
     grad_keys = _sum_over_queries(key_gradients, q, kind, shape_class, inputs, channels)
     grad_values = _sum_over_queries(value_gradients, q, kind, shape_class, inputs, values.shape[2])
     with gradients.products_in(q, allow_tf32):
-        grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
-    return (
-        grad_q,
-        gradients.as_map(grad_keys, k).contiguous(),
-        grad_v.contiguous(),
-        q.new_empty(0) if grad_weight is None else grad_weight.contiguous(),
-    )
+        of_v, of_weight = gradients.unfold(grad_values, v, weight)
+    grad_k.copy_(gradients.as_map(grad_keys, k))
+    grad_v.copy_(of_v)
+    if of_weight is not None:
+        grad_weight.copy_(of_weight)
 
 
 def _sum_over_queries(
@@ -373,10 +372,9 @@ def _candidates(kind: str, **constants: int) -> list[Configuration]:
     ]
 
 
-def workloads(inputs: Inputs) -> Iterator[Workload]:
-    """Of each shape class, for tuning/."""
+def workloads(inputs: Inputs) -> Iterator[Arguments]:
+    """Calls of each shape class, for tuning/."""
     q, k, v = inputs.queries(64), inputs.keys(64), inputs.keys(512)
     grad = inputs.queries(512)
     log_sum_exp = torch.zeros(1, q[0, 0].numel(), device=q.device)
-    arguments = (grad, q, k, v, None, log_sum_exp, None)
-    yield partial(attention_propagate_backward, *arguments, allow_tf32=inputs.allow_tf32)
+    yield grad, q, k, v, None, log_sum_exp, None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from torch import Tensor
 
-from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import convolve
-from tdnet_ops.triton.tuning.workloads import Inputs, Workload
+from tdnet_ops.triton.tuning.workloads import Arguments, Inputs
 
 
 def block_sum_reduce(
@@ -19,12 +17,11 @@ def block_sum_reduce(
     padding: int,
     dilation: int,
     activation: str,
+    allow_tf32: bool,
     *,
-    allow_tf32: bool = False,
-) -> Tensor:
-    """As tdnet_ops.block_sum_reduce: one launch, the blocks are never concatenated."""
-    operator = OPERATORS["block_sum_reduce"]
-    out = operator.result(blocks, weights, bias, padding, dilation, activation)
+    out: Tensor,
+) -> None:
+    """One launch; the blocks are never concatenated."""
     convolve.sum_convolutions(
         blocks,
         weights,
@@ -35,14 +32,12 @@ def block_sum_reduce(
         relu=activation == "relu",
         allow_tf32=allow_tf32,
     )
-    return out
 
 
-def workloads(inputs: Inputs) -> Iterator[Workload]:
-    """Of each shape class, for tuning/."""
+def workloads(inputs: Inputs) -> Iterator[Arguments]:
+    """Calls of each shape class, for tuning/."""
     blocks = [inputs.queries(128) for _ in range(4)]
     for side in (1, 3):
         for out_channels in (64, 512):
             weights = [inputs.weight(out_channels, 128, side, side) for _ in blocks]
-            arguments = (blocks, weights, None, side // 2, 1, "none")
-            yield partial(block_sum_reduce, *arguments, allow_tf32=inputs.allow_tf32)
+            yield blocks, weights, None, side // 2, 1, "none"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from torch import Tensor
 
-from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import convolve
-from tdnet_ops.triton.tuning.workloads import Inputs, Workload
+from tdnet_ops.triton.tuning.workloads import Arguments, Inputs
 
 
 def block_sum_update(
@@ -21,13 +19,12 @@ def block_sum_update(
     padding: int,
     dilation: int,
     activation: str,
+    allow_tf32: bool,
     *,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """As tdnet_ops.block_sum_update: one launch writes both; the sum has the order of the list."""
-    operator = OPERATORS["block_sum_update"]
-    arguments = (partials, index, x, weight, bias, padding, dilation, activation)
-    new_partial, total = operator.result(*arguments)
+    out: tuple[Tensor, Tensor],
+) -> None:
+    """One launch writes both; the sum has the order of the list."""
+    new_partial, total = out
     convolve.sum_convolutions(
         [x],
         [weight],
@@ -41,15 +38,13 @@ def block_sum_update(
         relu=activation == "relu",
         allow_tf32=allow_tf32,
     )
-    return new_partial, total
 
 
-def workloads(inputs: Inputs) -> Iterator[Workload]:
-    """Of each shape class, for tuning/."""
+def workloads(inputs: Inputs) -> Iterator[Arguments]:
+    """Calls of each shape class, for tuning/."""
     x = inputs.queries(128)
     for side in (1, 3):
         for out_channels in (64, 512):
             partials = [inputs.queries(out_channels) for _ in range(4)]
             weight = inputs.weight(out_channels, 128, side, side)
-            arguments = (partials, 1, x, weight, None, side // 2, 1, "none")
-            yield partial(block_sum_update, *arguments, allow_tf32=inputs.allow_tf32)
+            yield partials, 1, x, weight, None, side // 2, 1, "none"

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tdnet_ops import checks, gradients
-from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps
 from tdnet_ops.triton.shared.maps import load_tile, store_tile
 from tdnet_ops.triton.shared.products import multiply_add, precision
 from tdnet_ops.triton.shared.windows import Window, pool_tile
 from tdnet_ops.triton.tuning.table import Configuration
-from tdnet_ops.triton.tuning.workloads import Inputs, Workload
+from tdnet_ops.triton.tuning.workloads import Arguments, Inputs
 
 
 @triton.jit
@@ -76,18 +74,17 @@ def affinity_tiles(
 def pooled_affinity(
     q: Tensor,
     k: Tensor,
-    stride: int = 1,
-    mode: str = "max",
-    scale: float | None = None,
+    stride: int,
+    mode: str,
+    scale: float | None,
+    allow_tf32: bool,
     *,
-    allow_tf32: bool = False,
-) -> Tensor:
-    """As tdnet_ops.pooled_affinity."""
-    affinity = OPERATORS["pooled_affinity"].result(q, k, stride, mode)
-    batch, queries, keys = affinity.shape
+    out: Tensor,
+) -> None:
+    batch, queries, keys = out.shape
     channels = q.shape[1]
-    if affinity.numel() == 0:
-        return affinity
+    if out.numel() == 0:
+        return
     kind = launch.kind(q, allow_tf32)
     launch.launch(
         affinity_tiles,
@@ -101,7 +98,7 @@ def pooled_affinity(
         ),
         q=maps.tokens(q),
         k=maps.pixels(k),
-        affinity=maps.matrix(affinity),
+        affinity=maps.matrix(out),
         window=Window.of(k, stride, mode),
         queries=queries,
         keys=keys,
@@ -112,7 +109,6 @@ def pooled_affinity(
         CHANNELS=launch.padded(channels, most=64),
         PRECISION=precision(q, allow_tf32),
     )
-    return affinity
 
 
 # QUERIES, KEYS, num_warps
@@ -138,8 +134,8 @@ def _candidates(kind: str) -> list[Configuration]:
     ]
 
 
-def workloads(inputs: Inputs) -> Iterator[Workload]:
-    """Of each shape class, for tuning/."""
+def workloads(inputs: Inputs) -> Iterator[Arguments]:
+    """Calls of each shape class, for tuning/."""
     for channels in (64, 256):
         x = inputs.queries(channels)
-        yield partial(pooled_affinity, x, x, 4, allow_tf32=inputs.allow_tf32)
+        yield x, x, 4

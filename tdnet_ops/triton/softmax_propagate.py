@@ -6,19 +6,17 @@ numbers and walks over the keys, KEYS at a time, with an online softmax.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps, projection
 from tdnet_ops.triton.shared.attention_tiles import ShapeClass, candidates
 from tdnet_ops.triton.shared.maps import load_tile, store_tile, tile_pointers
 from tdnet_ops.triton.shared.products import multiply_add, precision, softmax_divisor, softmax_step
-from tdnet_ops.triton.tuning.workloads import Inputs, Workload
+from tdnet_ops.triton.tuning.workloads import Arguments, Inputs
 
 
 @triton.jit
@@ -67,21 +65,17 @@ def propagate(
 def softmax_propagate(
     affinity: Tensor,
     v: Tensor,
-    size: Sequence[int],
-    residual: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    allow_tf32: bool,
     *,
-    allow_tf32: bool = False,
-) -> Tensor:
-    """As tdnet_ops.softmax_propagate."""
-    out = OPERATORS["softmax_propagate"].result(affinity, v, size, residual, weight, bias)
-
+    out: Tensor,
+) -> None:
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
         _attend(affinity, values, addend, result, allow_tf32)
 
     projection.propagate(v, residual, weight, bias, out, allow_tf32, attend_to)
-    return out
 
 
 def _attend(
@@ -112,13 +106,11 @@ def _attend(
     )
 
 
-def workloads(inputs: Inputs) -> Iterator[Workload]:
-    """Of each shape class, for tuning/."""
+def workloads(inputs: Inputs) -> Iterator[Arguments]:
+    """Calls of each shape class, for tuning/."""
     for like in (inputs.queries, inputs.keys):
         for channels in (128, 512):
             v, residual = inputs.keys(channels), like(channels)
             size = residual.shape[2:]
             affinity = inputs.numbers(1, size.numel(), v[0, 0].numel())
-            yield partial(
-                softmax_propagate, affinity, v, size, residual, allow_tf32=inputs.allow_tf32
-            )
+            yield affinity, v, size, residual

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps
 from tdnet_ops.triton.shared.maps import store_tile
 from tdnet_ops.triton.shared.windows import Window, pool_tile
 from tdnet_ops.triton.tuning.table import Configuration
-from tdnet_ops.triton.tuning.workloads import Inputs, Workload
+from tdnet_ops.triton.tuning.workloads import Arguments, Inputs
 
 
 @triton.jit
@@ -45,12 +43,10 @@ def pool(
     store_tile(out, b, pixel, out_pixels, channel, channels, best)
 
 
-def spatial_pool(x: Tensor, stride: int, mode: str = "max") -> Tensor:
-    """As tdnet_ops.spatial_pool."""
-    out = OPERATORS["spatial_pool"].result(x, stride, mode)
+def spatial_pool(x: Tensor, stride: int, mode: str, *, out: Tensor) -> None:
     batch, channels, out_height, out_width = out.shape
     if out.numel() == 0:
-        return out
+        return
     adjacent = "channels" if x.stride(1) == 1 else "pixels"
     launch.launch(
         pool,
@@ -69,7 +65,6 @@ def spatial_pool(x: Tensor, stride: int, mode: str = "max") -> Tensor:
         out_pixels=out_height * out_width,
         channels=channels,
     )
-    return out
 
 
 @functools.cache
@@ -85,6 +80,6 @@ def _candidates(adjacent: str) -> list[Configuration]:
     ]
 
 
-def workloads(inputs: Inputs) -> Iterator[Workload]:
-    """Of each shape class, for tuning/."""
-    yield partial(spatial_pool, inputs.queries(512), 4)
+def workloads(inputs: Inputs) -> Iterator[Arguments]:
+    """Calls of each shape class, for tuning/."""
+    yield inputs.queries(512), 4

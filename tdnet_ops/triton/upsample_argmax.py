@@ -7,17 +7,14 @@ place, and keeps the best. Neighbouring labels read the same logits, which the c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tdnet_ops.operators import OPERATORS
 from tdnet_ops.triton.shared import launch, maps
 from tdnet_ops.triton.tuning.table import Configuration
-from tdnet_ops.triton.tuning.workloads import Inputs, Workload
+from tdnet_ops.triton.tuning.workloads import Arguments, Inputs
 
 
 @triton.jit
@@ -100,16 +97,11 @@ def _blend(row, left, right, at, share):
 
 
 def upsample_argmax(
-    logits: Tensor,
-    size: Sequence[int],
-    align_corners: bool = False,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """As tdnet_ops.upsample_argmax."""
-    labels = OPERATORS["upsample_argmax"].result(logits, size, align_corners, dtype)
+    logits: Tensor, size: Sequence[int], align_corners: bool, *, out: Tensor
+) -> None:
     batch, classes, height, width = logits.shape
-    if labels.numel() == 0:
-        return labels
+    if out.numel() == 0:
+        return
     launch.launch(
         upsample,
         logits,
@@ -119,7 +111,7 @@ def upsample_argmax(
             batch * launch.cdiv(size[0], tile["ROWS"]) * launch.cdiv(size[1], tile["COLUMNS"])
         ),
         logits=maps.pixels(logits),
-        labels=labels,
+        labels=out,
         classes=classes,
         height=height,
         width=width,
@@ -129,7 +121,6 @@ def upsample_argmax(
         column_scale=_scale(width, size[1], align_corners),
         ALIGN_CORNERS=align_corners,
     )
-    return labels
 
 
 def _scale(size: int, out_size: int, align_corners: bool) -> float:
@@ -145,6 +136,6 @@ _CANDIDATES: list[Configuration] = [
 ]
 
 
-def workloads(inputs: Inputs) -> Iterator[Workload]:
-    """Of each shape class, for tuning/."""
-    yield partial(upsample_argmax, inputs.queries(19), [769, 1537])
+def workloads(inputs: Inputs) -> Iterator[Arguments]:
+    """Calls of each shape class, for tuning/."""
+    yield inputs.queries(19), [769, 1537]

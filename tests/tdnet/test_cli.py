@@ -258,6 +258,7 @@ def test_a_closed_terminal_keeps_the_frames(tmp_path):
     source = make_video(tmp_path / "in.mp4", 200)
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
         os.chdir(tmp_path)
         arguments = ["-c", SLOW_RUN, str(source), "out.mp4", "5"]
         os.execv(sys.executable, [sys.executable, *arguments])

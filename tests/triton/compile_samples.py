@@ -6,7 +6,6 @@ which the interpreter does not see. Nothing runs; the exit code is 1 if a sample
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import samples
 
 from tdnet_ops.backends import has_kernel
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.run import run
 from tdnet_ops.triton.tuning import targets
 
 
@@ -31,9 +32,8 @@ def main() -> int:
     failed = 0
     with targets.compiling_for(target):
         for sample in chosen:
-            kernels = importlib.import_module(f"tdnet_ops.triton.{sample.operator}")
             try:
-                getattr(kernels, sample.operator)(*sample.arguments())
+                run(OPERATORS[sample.operator], *sample.arguments())
             except Exception as error:
                 failed += 1
                 print(f"{sample}: {type(error).__name__}: {error}", flush=True)

@@ -7,11 +7,13 @@ one pixel. Microseconds a call, the least of several rounds in turn.
 
 from __future__ import annotations
 
-import importlib
 import time
+from functools import partial
 
 import torch
 
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.run import run
 from tdnet_ops.triton.shared.choices import Choices
 from tdnet_ops.triton.shared.launch import choosing_from
 from tdnet_ops.triton.tuning import targets
@@ -48,8 +50,7 @@ def main() -> None:
         print(f"{'call':32} {'triton, us':>12} {'torch.ops.tdnet, us':>20}")
         for name, arguments in _calls().items():
             operator = name.split()[0]
-            kernels = importlib.import_module(f"tdnet_ops.triton.{operator}")
-            paths = getattr(kernels, operator), getattr(torch.ops.tdnet, operator)
+            paths = partial(run, OPERATORS[operator]), getattr(torch.ops.tdnet, operator)
             rounds = [[_microseconds(path, arguments) for path in paths] for _ in range(_ROUNDS)]
             least = [min(times) for times in zip(*rounds, strict=True)]
             print(f"{name:32} {least[0]:12.1f} {least[1]:20.1f}")

@@ -1,6 +1,7 @@
 """Choosing configurations: from the table, by timing, by compiling; failing over."""
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -11,10 +12,10 @@ import torch
 import triton
 from triton.errors import TritonError
 
-from tdnet_ops.triton.attention_propagate import attention_propagate
+from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.run import run
 from tdnet_ops.triton.shared import choices, compiled, launch
 from tdnet_ops.triton.spatial_pool import _candidates as pool_candidates
-from tdnet_ops.triton.spatial_pool import spatial_pool
 from tdnet_ops.triton.tuning import targets, tune
 from tdnet_ops.triton.tuning.table import DEFAULTS, Source, Table
 
@@ -38,6 +39,7 @@ def clock(monkeypatch):
 
 
 EMPTY = Table({}, {})
+spatial_pool = functools.partial(run, OPERATORS["spatial_pool"])
 
 
 def chosen(compilation, kernel="pool", shape_class="pixels", target=TARGET):
@@ -201,7 +203,7 @@ def test_a_configuration_that_is_too_large_fails_over():
     q = CHANNELS_LAST.half()
     v = torch.randn(1, 9, 9, 128).half().permute(0, 3, 1, 2)
     with targets.compiling_for("cuda-86", table) as compilation:
-        attention_propagate(q, q, v)
+        run(OPERATORS["attention_propagate"], q, q, v)
         assert len(compilation.launched) == 1
         assert compiled.flaw(compilation.launched[0][0]) is None
         assert chosen(compilation, "attend", "half-few-128", "cuda-86")["KEYS"] < 256

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tdnet_ops.backends import has_kernel
 from tdnet_ops.operators import OPERATORS
+from tdnet_ops.triton.run import run
 
 # 769 x 1537 at stride 8, and its pooled keys, which are the queries of inner hops too.
 _QUERIES, _KEYS = (97, 193), (25, 49)
 
-Workload = Callable[[], object]
+Arguments = tuple[Any, ...]  # of an operator's schema, all but allow_tf32
 
 
 class Inputs(NamedTuple):
@@ -57,7 +59,7 @@ def operators() -> list[str]:
     return sorted(name for name in OPERATORS if has_kernel("triton", name))
 
 
-def workloads(device: torch.device) -> Iterator[tuple[str, Workload]]:
+def workloads(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
     """Operators and calls of them, on tensors of `device`."""
     for memory_format in (torch.channels_last, torch.contiguous_format):
         for dtype, allow_tf32 in (
@@ -66,7 +68,9 @@ def workloads(device: torch.device) -> Iterator[tuple[str, Workload]]:
             (torch.float32, False),
         ):
             inputs = Inputs(dtype, allow_tf32, memory_format, device)
-            for operator in operators():
-                module = importlib.import_module(f"tdnet_ops.triton.{operator}")
-                for workload in module.workloads(inputs):
-                    yield operator, workload
+            for name in operators():
+                operator = OPERATORS[name]
+                keywords = {"allow_tf32": allow_tf32} if operator.takes_tf32 else {}
+                module = importlib.import_module(f"tdnet_ops.triton.{name}")
+                for arguments in module.workloads(inputs):
+                    yield name, partial(run, operator, *arguments, **keywords)
