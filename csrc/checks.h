@@ -189,9 +189,9 @@ inline MapShape check_convolution(const std::string& x_name, const Tensor& x,
   check_most_pixels("padding", padding);
   const MapShape shape = convolved_shape(x, weight, padding, dilation);
   for (const int dim : {2, 3}) {
-    check(shape[dim] >= 1, x_name, ": ", dim == 2 ? "height " : "width ", x.size(dim),
-          " with padding ", padding, " is smaller than the ", kernel, "x", kernel,
-          " kernel with dilation ", dilation);
+    check(shape[dim] >= 1, x_name, ": expected a ", dim == 2 ? "height" : "width", " of at least ",
+          x.size(dim) - shape[dim] + 1, " for a ", kernel, "x", kernel, " kernel with padding ",
+          padding, " and dilation ", dilation, ", got ", x.size(dim));
   }
   return shape;
 }
@@ -239,17 +239,25 @@ inline MapShape check_softmax_propagate(const Tensor& affinity, const Tensor& v,
                           bias);
 }
 
-// Also of attention_propagate_forward, whose second result is [B, H W].
+inline void check_heads(const std::string& name, const Tensor& x, int64_t heads) {
+  check(x.size(1) % heads == 0, name, ": expected channels for ", heads, " heads, got shape ",
+        shape_text(x));
+}
+
+// Also of attention_propagate_forward, whose second result is [B, heads, H, W].
 inline MapShape check_attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
                                           const std::optional<Tensor>& residual,
                                           const std::optional<Tensor>& weight,
-                                          const std::optional<Tensor>& bias) {
+                                          const std::optional<Tensor>& bias, int64_t heads) {
   check_queries_and_keys(q, k);
   check_feature_map("v", v);
   check_matches("v", v, "q", q);
   check_size("v", v, 0, q.size(0), "batch of q");
   check_size("v", v, 2, k.size(2), "height of k");
   check_size("v", v, 3, k.size(3), "width of k");
+  check_positive("heads", heads);
+  check_heads("q", q, heads);
+  check_heads("v", v, heads);
   return check_projection("q", q, v.size(1), q.size(2), q.size(3), residual, weight, bias);
 }
 

@@ -16,20 +16,20 @@ void define_operators(Library& m) {
       "Tensor? weight=None, Tensor? bias=None, *, bool allow_tf32=False) -> Tensor");
   m.def(
       "attention_propagate(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
-      "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
-      "-> Tensor");
-  // Private: the result of attention_propagate, and the log-sum-exp of each query's scaled logits
-  // [B, N], natural logarithm, float32 (float64 for float64 inputs): -inf for a row of -inf, NaN
-  // for a row with NaN, +inf or NaN for another row with +inf: not finite, as its softmax is NaN.
-  // Autograd calls it where gradients are wanted.
+      "Tensor? weight=None, Tensor? bias=None, float? scale=None, int heads=1, *, "
+      "bool allow_tf32=False) -> Tensor");
+  // Also returns the log-sum-exp of each query's scaled logits [B, heads, H, W], natural logarithm,
+  // float32 (float64 for float64 inputs): -inf for a row of -inf, NaN for a row with NaN, +inf or
+  // NaN for another row with +inf: not finite, as its softmax is NaN.
   m.def(
       "attention_propagate_forward(Tensor q, Tensor k, Tensor v, Tensor? residual=None, "
-      "Tensor? weight=None, Tensor? bias=None, float? scale=None, *, bool allow_tf32=False) "
-      "-> (Tensor, Tensor)");
+      "Tensor? weight=None, Tensor? bias=None, float? scale=None, int heads=1, *, "
+      "bool allow_tf32=False) -> (Tensor, Tensor)");
+  // Gradients of q, k, v and weight from those of the result and of the log-sum-exp.
   m.def(
-      "attention_propagate_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? weight, "
-      "Tensor log_sum_exp, float? scale, *, bool allow_tf32=False) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "attention_propagate_backward(Tensor grad, Tensor? grad_log_sum_exp, Tensor q, Tensor k, "
+      "Tensor v, Tensor? weight, Tensor log_sum_exp, float? scale, int heads, *, "
+      "bool allow_tf32=False) -> (Tensor, Tensor, Tensor, Tensor)");
   // No defaults where a list of tensors is differentiated: torch drops trailing arguments that
   // equal their default and then expects as many fewer gradients.
   m.def(

@@ -183,6 +183,11 @@ def check_queries_and_keys(q: Tensor, k: Tensor) -> None:
     check_has_pixels("k", k)
 
 
+def check_heads(name: str, x: Tensor, heads: int) -> None:
+    if x.shape[1] % heads != 0:
+        raise ValueError(f"{name}: expected channels for {heads} heads, got shape {_shape(x)}")
+
+
 def check_bias(bias: Tensor | None, like_name: str, like: Tensor, out_channels: int) -> None:
     if bias is not None:
         check_tensor("bias", bias, 1)
@@ -247,8 +252,9 @@ def check_convolution(
     for name, pixels, result in (("height", x.shape[2], height), ("width", x.shape[3], width)):
         if result < 1:
             raise ValueError(
-                f"{x_name}: {name} {pixels} with padding {padding} is smaller than the "
-                f"{weight.shape[2]}x{weight.shape[3]} kernel with dilation {dilation}"
+                f"{x_name}: expected a {name} of at least {shrink + 1} for a "
+                f"{weight.shape[2]}x{weight.shape[3]} kernel with padding {padding} and dilation "
+                f"{dilation}, got {pixels}"
             )
     return [x.shape[0], weight.shape[0], height, width]
 

@@ -22,19 +22,21 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def tokens(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H*W, C]."""
+def tokens(x: Tensor, heads: int = 1) -> Tensor:
+    """[B, heads * C, H, W] -> [B * heads, H*W, C]."""
+    if heads > 1:
+        x = x.unflatten(1, (heads, x.shape[1] // heads)).flatten(0, 1)
     return x.flatten(2).transpose(1, 2)
 
 
 def as_map(of_tokens: Tensor, like: Tensor) -> Tensor:
-    """[B, N, C] -> a map of the size and dtype of `like`."""
+    """[B * heads, N, C] -> a map [B, heads * C, H, W] of the size and dtype of `like`."""
     return of_tokens.transpose(1, 2).reshape(like.shape).to(like.dtype)
 
 
-def scale_of(q: Tensor, scale: float | None) -> float:
+def scale_of(q: Tensor, scale: float | None, heads: int = 1) -> float:
     """1 / sqrt(d_k) where none was given."""
-    return 1 / math.sqrt(q.shape[1]) if scale is None else scale
+    return 1 / math.sqrt(q.shape[1] // heads) if scale is None else scale
 
 
 def products_in(like: Tensor, allow_tf32: bool) -> contextlib.AbstractContextManager[None]:
@@ -73,9 +75,9 @@ def _in_precision(setting: Any, like: Tensor, allow_tf32: bool) -> Iterator[None
                 setting.fp32_precision = before
 
 
-def fold(v: Tensor, weight: Tensor | None) -> Tensor:
-    """phi folded into the values: [B, M, d_out]."""
-    values = tokens(wide(v))
+def fold(v: Tensor, weight: Tensor | None, heads: int = 1) -> Tensor:
+    """phi folded into the values: [B, M, d_out]; of several heads, [B * heads, M, d_v]."""
+    values = tokens(wide(v), heads)
     return values if weight is None else values @ wide(weight).transpose(0, 1)
 
 

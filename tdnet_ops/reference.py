@@ -22,6 +22,11 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+def _split(x: Tensor, heads: int) -> Tensor:
+    """[B, heads * C, H, W] -> [B * heads, C, H, W]."""
+    return x.unflatten(1, (heads, x.shape[1] // heads)).flatten(0, 1)
+
+
 def _add_projection(
     tokens: Tensor,
     size: Sequence[int],
@@ -80,9 +85,13 @@ def attention_propagate(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float | None = None,
+    heads: int = 1,
 ) -> Tensor:
-    """phi(softmax(q k^T * scale) v) + residual, Eq. 4 and 5: -> [B, d_out, H, W]."""
-    return attention_propagate_forward(q, k, v, residual, weight, bias, scale)[0]
+    """phi(softmax(q k^T * scale) v) + residual, Eq. 4 and 5: -> [B, d_out, H, W].
+
+    Each head attends with its own channels; phi mixes them.
+    """
+    return attention_propagate_forward(q, k, v, residual, weight, bias, scale, heads)[0]
 
 
 def attention_propagate_forward(
@@ -93,11 +102,15 @@ def attention_propagate_forward(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float | None = None,
+    heads: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """attention_propagate, and the log-sum-exp of each query's logits: [B, N]."""
-    affinity = pooled_affinity(q, k, scale=scale)
-    out = softmax_propagate(affinity, v, q.shape[2:], residual, weight, bias)
-    return out, affinity.logsumexp(-1)
+    """attention_propagate, and the log-sum-exp of each query's logits: [B, heads, H, W]."""
+    batch, size = q.shape[0], q.shape[2:]
+    affinity = pooled_affinity(_split(q, heads), _split(k, heads), scale=scale)
+    attended = affinity.softmax(-1) @ _tokens(_split(v, heads))  # [B * heads, N, d_v]
+    attended = attended.unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
+    out = _add_projection(attended, size, residual, weight, bias)
+    return out, affinity.logsumexp(-1).view(batch, heads, *size)
 
 
 def block_sum_reduce(

@@ -15,24 +15,25 @@
 namespace tdnet::cpu {
 namespace {
 
-Tensor attention_propagate_float(const Tensor& layout, const MapShape& shape, Tensor q, Tensor k,
-                                 const Tensor& v, const Projection& projection, double scale,
-                                 float* log_sum_exp) {
+Tensor attention_propagate_float(const Tensor& like, const MapShape& shape, Tensor q, Tensor k,
+                                 const Tensor& v, const Projection& projection,
+                                 std::optional<double> scale, int64_t heads, float* log_sum_exp) {
   const TileLoops& loops = tile_loops();
-  const int64_t queries = q.size(2) * q.size(3);
-  const int64_t channels = q.size(1), keys = k.size(2) * k.size(3), batch = q.size(0);
+  const int64_t queries = q.size(2) * q.size(3), keys = k.size(2) * k.size(3);
+  const int64_t channels = q.size(1) / heads, batch = q.size(0) * heads;
   const int64_t strips = divide_up(keys, loops.rows);
-  const Tokens query_tokens = tokens(q), key_tokens = tokens(k);
+  const Tokens query_tokens = tokens(q, heads), key_tokens = tokens(k, heads);
+  const float factor = static_cast<float>(scale_or_default(scale, channels));
 
-  // Keys as strips [B][strips][channels, rows], carrying the scale.
+  // Keys as strips [batch][strips][channels, rows], carrying the scale.
   const int64_t strip_size = channels * loops.rows;
   const Buffer packed_keys(batch * strips * strip_size, "packed keys");
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t s = 0; s < strips; ++s) {
-      pack_tokens(key_tokens, b, s * loops.rows, keys, channels, loops.rows,
-                  static_cast<float>(scale), packed_keys.get() + (b * strips + s) * strip_size);
+  for_each_tile(batch * strips, [&](const auto& take) {
+    for (int64_t t = take(); t >= 0; t = take()) {
+      pack_tokens(key_tokens, t / strips, t % strips * loops.rows, keys, channels, loops.rows,
+                  factor, packed_keys.get() + t * strip_size);
     }
-  }
+  });
   const auto fill = [&](int64_t b, int64_t first, float* packed_queries, float* panel) {
     pack_tokens(query_tokens, b, first, queries, channels, loops.lanes, 1.0f, packed_queries);
     for (int64_t s = 0; s < strips; ++s) {
@@ -41,46 +42,45 @@ Tensor attention_propagate_float(const Tensor& layout, const MapShape& shape, Te
     }
   };
   const Logits logits{fill, channels * loops.lanes};
-  return propagate_projected(layout, shape, v, projection, logits, log_sum_exp);
+  return propagate_projected(like, shape, v, projection, logits, heads, log_sum_exp);
 }
 
 // Of any dtype but float64, arguments checked.
 Tensor propagate_attention(const MapShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                            const std::optional<Tensor>& residual,
                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                           std::optional<double> scale, float* log_sum_exp) {
-  const Tensor out =
-      attention_propagate_float(q, shape, to_float(q), to_float(k), to_float(v),
-                                {to_float(residual), to_float(weight), to_float(bias)},
-                                scale_or_default(scale, q.size(1)), log_sum_exp);
+                           std::optional<double> scale, int64_t heads, float* log_sum_exp) {
+  const Tensor out = attention_propagate_float(
+      q, shape, to_float(q), to_float(k), to_float(v),
+      {to_float(residual), to_float(weight), to_float(bias)}, scale, heads, log_sum_exp);
   return from_float(out, q.scalar_type());
 }
 
 Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
                            const std::optional<Tensor>& residual,
                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                           std::optional<double> scale, bool allow_tf32) {
-  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias);
+                           std::optional<double> scale, int64_t heads, bool allow_tf32) {
+  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias, heads);
   if (is_double(q)) {
     return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
-                         scale, allow_tf32)[0];
+                         scale, heads, allow_tf32)[0];
   }
-  return propagate_attention(shape, q, k, v, residual, weight, bias, scale, nullptr);
+  return propagate_attention(shape, q, k, v, residual, weight, bias, scale, heads, nullptr);
 }
 
 std::tuple<Tensor, Tensor> attention_propagate_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& residual,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-    std::optional<double> scale, bool allow_tf32) {
-  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias);
+    std::optional<double> scale, int64_t heads, bool allow_tf32) {
+  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias, heads);
   if (is_double(q)) {
     const auto results = call_operator<2>("tdnet_reference::attention_propagate_forward", q, k, v,
-                                          residual, weight, bias, scale, allow_tf32);
+                                          residual, weight, bias, scale, heads, allow_tf32);
     return {results[0], results[1]};
   }
-  const std::array<int64_t, 2> rows{shape[0], shape[2] * shape[3]};
+  const MapShape rows{shape[0], heads, shape[2], shape[3]};
   const Tensor log_sum_exp = new_result(q, rows, ScalarType::Float);
-  return {propagate_attention(shape, q, k, v, residual, weight, bias, scale,
+  return {propagate_attention(shape, q, k, v, residual, weight, bias, scale, heads,
                               log_sum_exp.mutable_data_ptr<float>()),
           log_sum_exp};
 }

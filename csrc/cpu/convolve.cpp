@@ -86,7 +86,7 @@ void pack_pixels(const PixelRun& run, int64_t channel_stride, int64_t first_chan
 
 }  // namespace
 
-Tensor convolve_blocks(const Tensor& layout, const std::array<int64_t, 4>& shape,
+Tensor convolve_blocks(const Tensor& like, const std::array<int64_t, 4>& shape,
                        const std::vector<Tensor>& blocks, const std::vector<Tensor>& weights,
                        const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                        const ConvolutionOptions& options) {
@@ -111,7 +111,7 @@ Tensor convolve_blocks(const Tensor& layout, const std::array<int64_t, 4>& shape
     }
   }
 
-  const Tensor out = empty_float_map(layout, shape);
+  const Tensor out = empty_float_map(like, shape);
   const Output output(out, bias, residual, options.relu);
   const int64_t tiles = divide_up(pixels, loops.lanes);
   const int64_t panel_size = int64_t{loops.depth} * loops.lanes;

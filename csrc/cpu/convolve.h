@@ -17,8 +17,8 @@ struct ConvolutionOptions {
 };
 
 // blocks[i] [B, C_i, H, W] float32 by weights[i] [C_out, C_i, k, k] -> a map of `shape`
-// [B, C_out, H', W'] in the layout of `layout`. Arguments are checked by the caller.
-torch::stable::Tensor convolve_blocks(const torch::stable::Tensor& layout,
+// [B, C_out, H', W'] in the layout of `like`. Arguments are checked by the caller.
+torch::stable::Tensor convolve_blocks(const torch::stable::Tensor& like,
                                       const std::array<int64_t, 4>& shape,
                                       const std::vector<torch::stable::Tensor>& blocks,
                                       const std::vector<torch::stable::Tensor>& weights,

@@ -16,18 +16,19 @@ int64_t panels_in_tile(int64_t keys, const TileLoops& loops) {
   return std::clamp<int64_t>(kLogits / (keys * loops.lanes), 1, 4);
 }
 
-// The values of one batch as strips: for every block of `depth` keys, for every strip of channels,
-// [keys of the block, rows].
-void pack_values(const Propagation& problem, int64_t b, const TileLoops& loops, float* out) {
+// The values of every batch as strips: for every block of `depth` keys, for every strip of
+// channels, [keys of the block, rows].
+void pack_values(const Propagation& problem, const TileLoops& loops, float* out) {
   const int64_t strips = divide_up(problem.channels, loops.rows);
   const int64_t blocks = divide_up(problem.keys, loops.depth);
-  for_each_tile(blocks, [&](const auto& take) {
-    for (int64_t block = take(); block >= 0; block = take()) {
-      const int64_t first = block * loops.depth;
+  for_each_tile(problem.batch * blocks, [&](const auto& take) {
+    for (int64_t t = take(); t >= 0; t = take()) {
+      const int64_t b = t / blocks, first = t % blocks * loops.depth;
       const int64_t count = std::min<int64_t>(loops.depth, problem.keys - first);
+      float* to = out + (b * problem.keys + first) * strips * loops.rows;
       for (int64_t strip = 0; strip < strips; ++strip) {
         pack_channels(problem.values, b, first, count, strip * loops.rows, problem.channels,
-                      loops.rows, out + (first * strips + strip * count) * loops.rows);
+                      loops.rows, to + strip * count * loops.rows);
       }
     }
   });
@@ -82,28 +83,27 @@ void propagate(const Propagation& problem, const Logits& logits) {
   const int64_t panels_size = tile_panels * panel_size;
   const int64_t sums_size = tile_panels * strips * loops.rows * loops.lanes;
   const Workspace workspace{panels_size + sums_size + logits.workspace, "logits of the threads"};
-  const Buffer values(strips * loops.rows * problem.keys, "packed values");
-  for (int64_t b = 0; b < problem.batch; ++b) {
-    pack_values(problem, b, loops, values.get());
-    const int64_t tiles = divide_up(problem.queries, tile);
-    for_each_tile(tiles, workspace, [&](const auto& take, float* weights) {
-      float* sums = weights + panels_size;
-      for (int64_t t = take(); t >= 0; t = take()) {
-        const int64_t first = t * tile;
-        const int64_t panels =
-            std::min(tile_panels, divide_up(problem.queries - first, loops.lanes));
-        for (int64_t p = 0; p < panels; ++p) {
-          float* panel = weights + p * panel_size;
-          logits.fill(b, first + p * loops.lanes, sums + sums_size, panel);
-          softmax(problem, loops, b, first + p * loops.lanes, panel);
-        }
-        for (int64_t key = 0; key < problem.keys; key += loops.depth) {
-          add_values(problem, loops, values.get(), key, panels, panel_size, weights, sums);
-        }
-        finish_tile(problem, loops, b, first, panels, sums);
+  const int64_t values_size = strips * loops.rows * problem.keys;
+  const Buffer values(problem.batch * values_size, "packed values");
+  pack_values(problem, loops, values.get());
+  const int64_t tiles = divide_up(problem.queries, tile);
+  for_each_tile(problem.batch * tiles, workspace, [&](const auto& take, float* weights) {
+    float* sums = weights + panels_size;
+    for (int64_t t = take(); t >= 0; t = take()) {
+      const int64_t b = t / tiles, first = t % tiles * tile;
+      const int64_t panels = std::min(tile_panels, divide_up(problem.queries - first, loops.lanes));
+      for (int64_t p = 0; p < panels; ++p) {
+        float* panel = weights + p * panel_size;
+        logits.fill(b, first + p * loops.lanes, sums + sums_size, panel);
+        softmax(problem, loops, b, first + p * loops.lanes, panel);
       }
-    });
-  }
+      for (int64_t key = 0; key < problem.keys; key += loops.depth) {
+        add_values(problem, loops, values.get() + b * values_size, key, panels, panel_size, weights,
+                   sums);
+      }
+      finish_tile(problem, loops, b, first, panels, sums);
+    }
+  });
 }
 
 namespace {
@@ -117,31 +117,32 @@ Tensor fold(const Tensor& v, const Tensor& weight) {
 
 }  // namespace
 
-Tensor propagate_projected(const Tensor& layout, const std::array<int64_t, 4>& shape,
-                           const Tensor& v, const Projection& projection, const Logits& logits,
+Tensor propagate_projected(const Tensor& like, const std::array<int64_t, 4>& shape, const Tensor& v,
+                           const Projection& projection, const Logits& logits, int64_t heads,
                            float* log_sum_exp) {
   const auto [batch, channels, height, width] = shape;
   const int64_t queries = height * width, keys = v.size(2) * v.size(3);
-  if (projection.weight && !folding_is_cheaper(queries, keys, v.size(1), channels)) {
-    const Tensor attended =
-        propagate_projected(layout, {batch, v.size(1), height, width}, v, {}, logits, log_sum_exp);
+  const auto folds = [&] { return folding_is_cheaper(queries, keys, v.size(1), channels); };
+  if (projection.weight && (heads > 1 || !folds())) {
+    const Tensor attended = propagate_projected(like, {batch, v.size(1), height, width}, v, {},
+                                                logits, heads, log_sum_exp);
     const std::array<int64_t, 4> size{channels, v.size(1), 1, 1};
     const Tensor weight = torch::stable::reshape(*projection.weight, size);
-    return convolve_blocks(layout, shape, {attended}, {weight}, projection.bias,
-                           projection.residual, {});
+    return convolve_blocks(like, shape, {attended}, {weight}, projection.bias, projection.residual,
+                           {});
   }
   Tensor values = projection.weight ? fold(v, *projection.weight) : v;
   const Tokens value_tokens = projection.weight
                                   ? Tokens{values.const_data_ptr<float>(), values.stride(0),
                                            values.stride(2), values.stride(1)}
-                                  : tokens(values);
-  const Tensor out = empty_float_map(layout, shape);
-  propagate({.batch = batch,
+                                  : tokens(values, heads);
+  const Tensor out = empty_float_map(like, shape);
+  propagate({.batch = batch * heads,
              .queries = queries,
              .keys = keys,
-             .channels = channels,
+             .channels = channels / heads,
              .values = value_tokens,
-             .output = Output(out, projection.bias, projection.residual, false),
+             .output = Output(out, projection.bias, projection.residual, false, heads),
              .log_sum_exp = log_sum_exp},
             logits);
   return out;

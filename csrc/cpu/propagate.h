@@ -12,10 +12,10 @@
 namespace tdnet::cpu {
 
 struct Propagation {
-  int64_t batch, queries, keys, channels;
-  Tokens values;       // [B, channels, keys]
-  Output output;       // [B, channels, queries]
-  float* log_sum_exp;  // of the logits, [B, queries], or null
+  int64_t batch, queries, keys, channels;  // every head counts as a batch
+  Tokens values;                           // [batch, channels, keys]
+  Output output;                           // [batch, channels, queries]
+  float* log_sum_exp;                      // of the logits, [batch, queries], or null
 };
 
 struct Logits {
@@ -31,12 +31,13 @@ struct Projection {
   std::optional<torch::stable::Tensor> residual, weight, bias;
 };
 
-// phi(softmax(logits) v) + residual as a map of `shape` [B, d_out, H, W] in the layout of `layout`;
-// folds phi into the values where that costs fewer operations. `log_sum_exp` as of Propagation.
-torch::stable::Tensor propagate_projected(const torch::stable::Tensor& layout,
+// phi(softmax(logits) v) + residual as a map of `shape` [B, d_out, H, W] in the layout of `like`;
+// folds phi into the values where that costs fewer operations, and it mixes no heads. `log_sum_exp`
+// as of Propagation.
+torch::stable::Tensor propagate_projected(const torch::stable::Tensor& like,
                                           const std::array<int64_t, 4>& shape,
                                           const torch::stable::Tensor& v,
                                           const Projection& projection, const Logits& logits,
-                                          float* log_sum_exp = nullptr);
+                                          int64_t heads = 1, float* log_sum_exp = nullptr);
 
 }  // namespace tdnet::cpu

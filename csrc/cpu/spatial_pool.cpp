@@ -77,10 +77,10 @@ void pool_row(const Pooling& p, int64_t b, int64_t c, int64_t out_y, float* maxi
 
 }  // namespace
 
-Tensor pool(const Tensor& layout, const Tensor& x, int64_t stride, const std::string& mode) {
+Tensor pool(const Tensor& like, const Tensor& x, int64_t stride, const std::string& mode) {
   const MapShape shape = pooled_shape(x, stride);
   const int64_t out_height = shape[2];
-  const Tensor out = empty_float_map(layout, shape);
+  const Tensor out = empty_float_map(like, shape);
   const Pooling p{.in = x.const_data_ptr<float>(),
                   .out = out.mutable_data_ptr<float>(),
                   .in_batch = x.stride(0),

@@ -12,34 +12,40 @@ const TileLoops& tile_loops() {
   return loops;
 }
 
-Tokens tokens(torch::stable::Tensor& map) {
+Tokens tokens(torch::stable::Tensor& map, int64_t heads) {
   const bool even =
       map.size(2) == 1 || map.size(3) == 1 || map.stride(2) == map.size(3) * map.stride(3);
   if (!even) map = torch::stable::contiguous(map);
-  return {map.const_data_ptr<float>(), map.stride(0), map.stride(1),
-          map.size(3) == 1 ? map.stride(2) : map.stride(3)};
+  return {.data = map.const_data_ptr<float>(),
+          .batch = map.stride(0),
+          .channel = map.stride(1),
+          .token = map.size(3) == 1 ? map.stride(2) : map.stride(3),
+          .heads = heads,
+          .head = map.size(1) / heads * map.stride(1)};
 }
 
 Output::Output(const torch::stable::Tensor& map, const std::optional<torch::stable::Tensor>& bias,
-               const std::optional<torch::stable::Tensor>& residual, bool relu)
+               const std::optional<torch::stable::Tensor>& residual, bool relu, int64_t heads)
     : residual_(residual),
       data_(map.mutable_data_ptr<float>()),
       batch_(map.stride(0)),
       channel_(map.stride(1)),
       token_(map.stride(3)),
-      channels_(map.size(1)),
+      heads_(heads),
+      channels_(map.size(1) / heads),
       count_(map.size(2) * map.size(3)),
       relu_(relu) {
   if (bias) bias_ = torch::stable::contiguous(*bias);
-  if (residual_) residual_tokens_ = tokens(*residual_);
+  if (residual_) residual_tokens_ = tokens(*residual_, heads);
 }
 
 Epilogue Output::epilogue(int64_t b, int64_t channel, int64_t token) const {
-  return {.bias = bias_ ? bias_->const_data_ptr<float>() + channel : nullptr,
+  const int64_t of_map = b % heads_ * channels_ + channel;
+  return {.bias = bias_ ? bias_->const_data_ptr<float>() + of_map : nullptr,
           .residual = residual_tokens_ ? residual_tokens_->at(b, channel, token) : nullptr,
           .residual_channel = residual_tokens_ ? residual_tokens_->channel : 0,
           .residual_token = residual_tokens_ ? residual_tokens_->token : 0,
-          .out = data_ + b * batch_ + channel * channel_ + token * token_,
+          .out = data_ + b / heads_ * batch_ + of_map * channel_ + token * token_,
           .out_channel = channel_,
           .out_token = token_,
           .rows = std::min<int64_t>(tile_loops().rows, channels_ - channel),
@@ -53,7 +59,8 @@ void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, in
   const TileLoops& loops = tile_loops();
   if (source.channel == 1 && width == loops.lanes) {
     const float* rows[kMostLanes];
-    for (int64_t i = 0; i < width; ++i) rows[i] = i < valid ? source.at(b, 0, first + i) : nullptr;
+    const float* row = source.at(b, 0, first);
+    for (int64_t i = 0; i < width; ++i) rows[i] = i < valid ? row + i * source.token : nullptr;
     loops.pack_rows(rows, 0, channels, factor, out);
     return;
   }
@@ -72,8 +79,8 @@ void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, in
 void pack_channels(const Tokens& source, int64_t b, int64_t first_token, int64_t token_count,
                    int64_t first_channel, int64_t end_channel, int width, float* out) {
   const int64_t valid = std::min<int64_t>(width, end_channel - first_channel);
-  for (int64_t i = 0; i < token_count; ++i) {
-    const float* row = source.at(b, first_channel, first_token + i);
+  const float* row = source.at(b, first_channel, first_token);
+  for (int64_t i = 0; i < token_count; ++i, row += source.token) {
     float* to = out + i * width;
     for (int64_t r = 0; r < valid; ++r) to[r] = row[r * source.channel];
     for (int64_t r = valid; r < width; ++r) to[r] = 0;

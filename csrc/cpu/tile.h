@@ -67,26 +67,26 @@ class Buffer {
   float* data_;
 };
 
-// A feature map [B, C, H, W] read as tokens: element (b, c, n) lies at
-// b * batch + c * channel + n * token.
+// A feature map [B, heads * C, H, W] read as tokens [B * heads, C, H * W].
 struct Tokens {
   const float* data;
-  int64_t batch, channel, token;
+  int64_t batch, channel, token;  // strides
+  int64_t heads = 1, head = 0;    // how many, and the stride of one
 
   const float* at(int64_t b, int64_t c, int64_t n) const {
-    return data + b * batch + c * channel + n * token;
+    return data + b / heads * batch + b % heads * head + c * channel + n * token;
   }
 };
 
 // `map` is replaced by a contiguous copy where its pixels are not evenly spaced (a spatial slice).
-Tokens tokens(torch::stable::Tensor& map);
+Tokens tokens(torch::stable::Tensor& map, int64_t heads = 1);
 
-// A whole map of results [B, C, H, W], NCHW or channels_last, whose finished blocks are
-// relu?(block + bias + residual).
+// A whole map of results [B, heads * C, H, W], NCHW or channels_last, as tokens [B * heads, C,
+// H * W], whose finished blocks are relu?(block + bias + residual).
 class Output {
  public:
   Output(const torch::stable::Tensor& map, const std::optional<torch::stable::Tensor>& bias,
-         const std::optional<torch::stable::Tensor>& residual, bool relu);
+         const std::optional<torch::stable::Tensor>& residual, bool relu, int64_t heads = 1);
 
   // Of the block whose first row is `channel` and whose first lane is `token`.
   Epilogue epilogue(int64_t b, int64_t channel, int64_t token) const;
@@ -94,7 +94,7 @@ class Output {
  private:
   std::optional<torch::stable::Tensor> bias_, residual_;
   float* data_;
-  int64_t batch_, channel_, token_, channels_, count_;
+  int64_t batch_, channel_, token_, heads_, channels_, count_;
   std::optional<Tokens> residual_tokens_;
   bool relu_;
 };

@@ -20,30 +20,66 @@ def attention_propagate(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float | None = None,
+    heads: int = 1,
     *,
+    return_log_sum_exp: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Any:
     """phi(softmax(q k^T * scale) v) + residual in one pass, Eq. 4 and 5.
 
-    The affinity is never stored.
-
+    The affinity is never stored. Each head attends with its own channels, and phi mixes heads.
     phi is folded into the values where that costs fewer operations (rows of a softmax sum to one).
     The backward pass recomputes the affinity in chunks.
 
+    Tokens [B, N, C] do as maps [B, C, 1, N], without a copy: q with residual and result, or k with
+    v. Keys of several frames, k and v of [B, C, T, h, w], do as [B, C, T * h, w]. A batch of 1 goes
+    with any: one query map reads the memories of several objects.
+
     Args:
-        q: [B, d_k, H, W].
-        k: [B, d_k, h, w], already pooled.
-        v: [B, d_v, h, w], already pooled.
+        q: [B, heads * d_k, H, W].
+        k: [B, heads * d_k, h, w], already pooled.
+        v: [B, heads * d_v, h, w], already pooled.
         residual: [B, d_out, H, W], added last.
-        weight: [d_out, d_v] of phi, a bare 1x1 convolution; the identity if None.
+        weight: [d_out, heads * d_v] of phi, a bare 1x1 convolution; the identity if None.
         bias: [d_out] of phi.
         scale: 1 / sqrt(d_k) if None.
+        heads: how many; 1 or more.
+        return_log_sum_exp: also return, as a second tensor [B, heads, H, W] (of tokens
+            [B, heads, N]) in float32 or wider, the logarithm of the sum over keys of
+            exp(q k^T * scale): `tdnet_ops.merge` needs it.
 
     Returns:
-        [B, d_out, H, W] in the layout of q, differentiable in all tensors.
+        [B, d_out, H, W] in the layout of q, differentiable in all tensors, as the log-sum-exp is.
     """
     scale = checks.optional_number("scale", scale)
-    return call(_OPERATOR, backend, ("q", q), (q, k, v, residual, weight, bias, scale))
+    heads = checks.integer("heads", heads)
+    tokens = isinstance(q, Tensor) and q.dim() == 3
+    q, residual = _as_map(q), _as_map(residual)
+    k, v = _as_map(k), _as_map(v)
+    q, k, v, residual = _in_one_batch(q, k, v, residual)
+    operator = _FORWARD if return_log_sum_exp else _OPERATOR
+    result = call(operator, backend, ("q", q), (q, k, v, residual, weight, bias, scale, heads))
+    if not tokens:
+        return result
+    if not return_log_sum_exp:
+        return result.squeeze(2).transpose(1, 2)
+    return result[0].squeeze(2).transpose(1, 2), result[1].squeeze(2)
+
+
+def _as_map(x: Any) -> Any:
+    """Tokens and frames as a map; what is neither, for the checks, as it is."""
+    rank = x.dim() if isinstance(x, Tensor) and not x.is_nested else 0
+    if rank == 3:
+        return x.transpose(1, 2).unsqueeze(2)
+    return x.flatten(2, 3) if rank == 5 else x
+
+
+def _in_one_batch(*maps: Any) -> tuple[Any, ...]:
+    batches = {x.shape[0] for x in maps if isinstance(x, Tensor) and x.dim() == 4}
+    if len(batches) != 2 or 1 not in batches:
+        return maps
+    (batch,) = batches - {1}
+    return tuple(None if x is None else x.expand(batch, -1, -1, -1) for x in maps)
 
 
 def check_attention_propagate(
@@ -53,6 +89,7 @@ def check_attention_propagate(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    heads: int,
 ) -> list[int]:
     checks.check_queries_and_keys(q, k)
     checks.check_feature_map("v", v)
@@ -60,25 +97,43 @@ def check_attention_propagate(
     checks.check_size("v", v, 0, q.shape[0], "batch of q")
     checks.check_size("v", v, 2, k.shape[2], "height of k")
     checks.check_size("v", v, 3, k.shape[3], "width of k")
+    checks.check_positive("heads", heads)
+    checks.check_heads("q", q, heads)
+    checks.check_heads("v", v, heads)
     return checks.check_projection("q", q, v.shape[1], q.shape[2:], residual, weight, bias)
 
 
 def _empty_with_log_sum_exp(a: Any, shape: list[int]) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if a.q.dtype == torch.float64 else torch.float32
-    return empty_map(a.q, shape), a.q.new_empty([shape[0], shape[2] * shape[3]], dtype=dtype)
+    return empty_map(a.q, shape), a.q.new_empty([shape[0], a.heads, *shape[2:]], dtype=dtype)
 
 
 def _save(ctx: Any, a: Any, outputs: tuple[Tensor, Tensor]) -> None:
-    ctx.has_residual, ctx.scale, ctx.allow_tf32 = a.residual is not None, a.scale, a.allow_tf32
-    ctx.mark_non_differentiable(outputs[1])
-    ctx.save_for_backward(a.q, a.k, a.v, a.weight, a.bias, outputs[1])
+    ctx.has_residual, ctx.options = a.residual is not None, (a.scale, a.heads)
+    ctx.allow_tf32 = a.allow_tf32
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(a.q, a.k, a.v, a.weight, a.bias, *outputs[1:])
 
 
-def _gradient(ops: Any, ctx: Any, grad: Tensor, _: Any) -> dict[str, Any]:
+def _gradient(
+    ops: Any, ctx: Any, grad: Tensor | None, grad_log_sum_exp: Tensor | None
+) -> dict[str, Any]:
     q, k, v, weight, bias, log_sum_exp = ctx.saved_tensors
-    grad_q, grad_k, grad_v, grad_weight = ops(
+    scale, heads = ctx.options
+    if grad is None:
+        channels = v.shape[1] if weight is None else weight.shape[0]
+        grad = q.new_zeros(()).expand(q.shape[0], channels, *q.shape[2:])
+    grad_attended, folded, grad_weight = grad, weight, None
+    if weight is not None and heads > 1:
+        maps = (q, k, v, None, None, None)
+        attended = ops("attention_propagate", *maps, scale, heads, allow_tf32=ctx.allow_tf32)
+        grad_attended, grad_weight = gradients.of_convolution(
+            grad, attended, weight[:, :, None, None], 0, 1, ctx.allow_tf32
+        )
+        folded, grad_weight = None, grad_weight[:, :, 0, 0]
+    grad_q, grad_k, grad_v, grad_folded = ops(
         "attention_propagate_backward",
-        *(grad, q, k, v, weight, log_sum_exp, ctx.scale),
+        *(grad_attended, grad_log_sum_exp, q, k, v, folded, log_sum_exp, scale, heads),
         allow_tf32=ctx.allow_tf32,
     )
     return {
@@ -86,9 +141,13 @@ def _gradient(ops: Any, ctx: Any, grad: Tensor, _: Any) -> dict[str, Any]:
         "k": grad_k,
         "v": grad_v,
         "residual": grad if ctx.has_residual else None,
-        "weight": None if weight is None else grad_weight,
+        "weight": grad_weight if folded is None else grad_folded,
         "bias": gradients.of_bias(grad, bias),
     }
+
+
+def _cuda_limit(a: Any) -> str | None:
+    return None if a.heads == 1 else f"its kernel has one head, got {a.heads}"
 
 
 _OPERATOR = Operator(
@@ -96,16 +155,18 @@ _OPERATOR = Operator(
     check_attention_propagate,
     empty=lambda a, shape: empty_map(a.q, shape),
     per_sample=("q", "k", "v", "residual"),
+    limits={"cuda": _cuda_limit},
     differentiated_by="attention_propagate_forward",
 )
-# Returns the log-sum-exp of each query's scaled logits too, [B, N]: the backward pass needs neither
-# the maximum nor the sum of a row again. For a row with +inf it is +inf or NaN, by backend: not
-# finite, as the row's softmax is NaN.
+# Returns the log-sum-exp of each query's scaled logits too: the backward pass needs neither the
+# maximum nor the sum of a row again. For a row with +inf it is +inf or NaN, by backend: not finite,
+# as the row's softmax is NaN.
 _FORWARD = Operator(
     "attention_propagate_forward",
     check_attention_propagate,
     empty=_empty_with_log_sum_exp,
     per_sample=("q", "k", "v", "residual"),
+    limits={"cuda": _cuda_limit},
     save=_save,
     gradient=_gradient,
     public=False,

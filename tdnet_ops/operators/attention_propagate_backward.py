@@ -26,21 +26,30 @@ def _empty(a: Any, _: None) -> tuple[Tensor, ...]:
 
 def in_chunks(
     grad: Tensor,
+    grad_log_sum_exp: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     weight: Tensor | None,
     log_sum_exp: Tensor,
     scale: float | None,
+    heads: int,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and weight (empty without one); no argument is half precision."""
-    scale = gradients.scale_of(q, scale)
+    """Gradients of q, k, v and weight (empty without one); no argument is half precision.
+
+    Every head counts as a batch; with several there is no weight, which would mix them.
+    """
+    scale = gradients.scale_of(q, scale, heads)
+    log_sum_exp = log_sum_exp.flatten(2).flatten(0, 1)  # [B * heads, N]
     # As torch's softmax: a row with +inf is NaN, its finite keys too.
     log_sum_exp = log_sum_exp.masked_fill(log_sum_exp == math.inf, math.nan)
     with gradients.products_in(q, allow_tf32):
-        values = gradients.fold(v, weight)
-        queries, keys, grad_tokens = (gradients.tokens(x) for x in (q, k, grad))
+        values = gradients.fold(v, weight, heads)
+        queries, keys, grad_tokens = (gradients.tokens(x, heads) for x in (q, k, grad))
+        of_log_sum_exp = (
+            None if grad_log_sum_exp is None else grad_log_sum_exp.reshape(log_sum_exp.shape)
+        )
         grad_queries = torch.empty_like(queries)
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
         chunk = max(1, _CHUNK_LOGITS // max(1, keys.shape[0] * keys.shape[1]))
@@ -52,7 +61,10 @@ def in_chunks(
             weights.sub_(log_sum_exp[:, some, None]).exp_()
             grad_values += weights.transpose(1, 2) @ grad_out
             grad_logits = grad_out @ values.transpose(1, 2)
-            grad_logits -= (grad_logits * weights).sum(-1, keepdim=True)
+            shift = (grad_logits * weights).sum(-1, keepdim=True)
+            if of_log_sum_exp is not None:
+                shift -= of_log_sum_exp[:, some, None]
+            grad_logits -= shift
             grad_logits *= weights
             grad_logits *= scale
             grad_queries[:, some] = grad_logits @ keys

@@ -94,13 +94,14 @@ class Operator:
 
 def named(function: Callable[..., Any], arguments: Any, **others: Any) -> Any:
     """Calls a function with those of the arguments that its parameters name, and with `others`."""
-    names = (name for name in _parameters(function) if name not in others)
-    return function(*(getattr(arguments, name) for name in names), **others)
+    return function(*(getattr(arguments, name) for name in _parameters(function)), **others)
 
 
 @functools.cache
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)
+    """All that are not given by keyword alone."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(x.name for x in parameters if x.kind is not inspect.Parameter.KEYWORD_ONLY)
 
 
 def call(

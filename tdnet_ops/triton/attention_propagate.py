@@ -94,18 +94,19 @@ def attention_propagate(
     weight: Tensor | None,
     bias: Tensor | None,
     scale: float | None,
+    heads: int,
     allow_tf32: bool,
     *,
     out: Tensor,
     log_sum_exp: Tensor | None = None,
 ) -> None:
-    """Fills in `log_sum_exp` of the scaled logits, [B, N] in float32, too if it is given."""
-    scale = gradients.scale_of(q, scale)
+    """Fills in `log_sum_exp`, [B, heads, H, W] in float32, too if it is given."""
+    scale = gradients.scale_of(q, scale, heads)
 
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
-        _attend(q, k, values, addend, result, log_sum_exp, scale, allow_tf32)
+        _attend(q, k, values, addend, result, log_sum_exp, scale, heads, allow_tf32)
 
-    projection.propagate(v, residual, weight, bias, out, allow_tf32, attend_to)
+    projection.propagate(v, residual, weight, bias, heads, out, allow_tf32, attend_to)
 
 
 def _attend(
@@ -116,36 +117,36 @@ def _attend(
     out: Tensor,
     log_sum_exp: Tensor | None,
     scale: float,
+    heads: int,
     allow_tf32: bool,
 ) -> None:
     if out.numel() == 0:
         return
-    queries, keys = q.shape[2] * q.shape[3], k.shape[2] * k.shape[3]
-    shape_class = ShapeClass.of(q, q.shape[0] * queries, q.shape[1], values, allow_tf32)
-    key_channels = launch.padded(q.shape[1], most=64)
+    batch, queries, keys = q.shape[0] * heads, q.shape[2] * q.shape[3], k.shape[2] * k.shape[3]
+    key_channels, channels = q.shape[1] // heads, values.shape[1] // heads
+    shape_class = ShapeClass.of(q, batch * queries, key_channels, channels, allow_tf32)
+    key_channels_at_once = launch.padded(key_channels, most=64)
     launch.launch(
         attend,
         q,
         f"{shape_class}{launch.strided(q, k, values, residual, out)}",
         candidates(shape_class),
         lambda tile: (
-            q.shape[0]
-            * launch.cdiv(queries, tile["QUERIES"])
-            * launch.cdiv(values.shape[1], tile["CHANNELS"])
+            batch * launch.cdiv(queries, tile["QUERIES"]) * launch.cdiv(channels, tile["CHANNELS"])
         ),
-        q=maps.tokens(q),
-        k=maps.tokens(k),
-        values=maps.tokens(values),
-        residual=None if residual is None else maps.tokens(residual),
-        out=maps.tokens(out),
+        q=maps.tokens(q, heads),
+        k=maps.tokens(k, heads),
+        values=maps.tokens(values, heads),
+        residual=None if residual is None else maps.tokens(residual, heads),
+        out=maps.tokens(out, heads),
         log_sum_exp=log_sum_exp,
         queries=queries,
         keys=keys,
-        key_channels=q.shape[1],
-        channels=values.shape[1],
+        key_channels=key_channels,
+        channels=channels,
         scale=scale,
-        KEY_CHANNELS=key_channels,
-        ONE_CHUNK=q.shape[1] <= key_channels,
+        KEY_CHANNELS=key_channels_at_once,
+        ONE_CHUNK=key_channels <= key_channels_at_once,
         PRECISION=precision(q, allow_tf32),
     )
 

@@ -247,12 +247,14 @@ def value_gradients(
 
 def attention_propagate_backward(
     grad: Tensor,
+    grad_log_sum_exp: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     weight: Tensor | None,
     log_sum_exp: Tensor,
     scale: float | None,
+    heads: int,
     allow_tf32: bool,
     *,
     out: tuple[Tensor, Tensor, Tensor, Tensor],
@@ -261,7 +263,7 @@ def attention_propagate_backward(
 
     Args:
         grad: [B, d_out, H, W], of the result.
-        log_sum_exp: [B, N] in float32, of attention_propagate_forward.
+        log_sum_exp: [B, heads, H, W] in float32, of attention_propagate_forward.
     """
     grad_q, grad_k, grad_v, grad_weight = out
     if grad.numel() == 0:
@@ -269,23 +271,24 @@ def attention_propagate_backward(
             gradient.zero_()
         return
     with gradients.products_in(q, allow_tf32):
-        values = gradients.fold(v, weight).to(v.dtype)
+        values = gradients.fold(v, weight, heads).to(v.dtype)
     kind = launch.kind(q, allow_tf32)
-    batch, channels, queries, keys = *q.shape[:2], q[0, 0].numel(), k[0, 0].numel()
+    batch, channels = q.shape[0] * heads, q.shape[1] // heads
+    queries, keys = q[0, 0].numel(), k[0, 0].numel()
     sizes = Sizes(
         queries=queries,
         keys=keys,
         key_channels=channels,
         channels=values.shape[2],
-        scale=gradients.scale_of(q, scale),
+        scale=gradients.scale_of(q, scale, heads),
     )
     shape_class = f"{kind}{launch.strided(q, k, grad)}"
     rows = Rows(log_sum_exp.contiguous(), q.new_empty([batch, queries], dtype=torch.float32))
     inputs = {
-        "q": maps.tokens(q),
-        "k": maps.tokens(k),
+        "q": maps.tokens(q, heads),
+        "k": maps.tokens(k, heads),
         "v": maps.matrix(values),
-        "grad": maps.tokens(grad),
+        "grad": maps.tokens(grad, heads),
         "sizes": sizes,
         "rows": rows,
         "PRECISION": precision(q, allow_tf32),
@@ -298,6 +301,8 @@ def attention_propagate_backward(
         lambda tile: batch * launch.cdiv(queries, tile["QUERIES"]),
         **inputs,
     )
+    if grad_log_sum_exp is not None:
+        rows.delta.sub_(grad_log_sum_exp.reshape(batch, queries))
     launch.launch(
         query_gradients,
         q,
@@ -307,10 +312,12 @@ def attention_propagate_backward(
             batch * launch.cdiv(queries, tile["QUERIES"]) * launch.cdiv(channels, tile["CHANNELS"])
         ),
         **inputs,
-        grad_q=maps.tokens(grad_q),
+        grad_q=maps.tokens(grad_q, heads),
     )
-    grad_keys = _sum_over_queries(key_gradients, q, kind, shape_class, inputs, channels)
-    grad_values = _sum_over_queries(value_gradients, q, kind, shape_class, inputs, values.shape[2])
+    grad_keys = _sum_over_queries(key_gradients, q, batch, kind, shape_class, inputs, channels)
+    grad_values = _sum_over_queries(
+        value_gradients, q, batch, kind, shape_class, inputs, values.shape[2]
+    )
     with gradients.products_in(q, allow_tf32):
         of_v, of_weight = gradients.unfold(grad_values, v, weight)
     grad_k.copy_(gradients.as_map(grad_keys, k))
@@ -320,10 +327,16 @@ def attention_propagate_backward(
 
 
 def _sum_over_queries(
-    kernel: Any, like: Tensor, kind: str, shape_class: str, inputs: dict[str, Any], channels: int
+    kernel: Any,
+    like: Tensor,
+    batch: int,
+    kind: str,
+    shape_class: str,
+    inputs: dict[str, Any],
+    channels: int,
 ) -> Tensor:
-    """grad_logits^T q or A^T G: [B, keys, channels] in float32."""
-    batch, sizes = like.shape[0], inputs["sizes"]
+    """grad_logits^T q or A^T G: [batch, keys, channels] in float32."""
+    sizes = inputs["sizes"]
     together = batch * launch.cdiv(sizes.keys, 64) * launch.cdiv(channels, 64)
     tiles = launch.cdiv(sizes.queries, _SPLIT)
     split = launch.cdiv(tiles, max(1, _PROGRAMS // together)) * _SPLIT
@@ -376,5 +389,5 @@ def workloads(inputs: Inputs) -> Iterator[Arguments]:
     """Calls of each shape class, for tuning/."""
     q, k, v = inputs.queries(64), inputs.keys(64), inputs.keys(512)
     grad = inputs.queries(512)
-    log_sum_exp = torch.zeros(1, q[0, 0].numel(), device=q.device)
-    yield grad, q, k, v, None, log_sum_exp, None
+    log_sum_exp = torch.zeros(1, 1, *q.shape[2:], device=q.device)
+    yield grad, None, q, k, v, None, log_sum_exp, None, 1

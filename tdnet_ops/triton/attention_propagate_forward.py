@@ -20,10 +20,11 @@ def attention_propagate_forward(
     weight: Tensor | None,
     bias: Tensor | None,
     scale: float | None,
+    heads: int,
     allow_tf32: bool,
     *,
     out: tuple[Tensor, Tensor],
 ) -> None:
     attention_propagate.attention_propagate(
-        *(q, k, v, residual, weight, bias, scale, allow_tf32), out=out[0], log_sum_exp=out[1]
+        *(q, k, v, residual, weight, bias, scale, heads, allow_tf32), out=out[0], log_sum_exp=out[1]
     )

@@ -75,7 +75,7 @@ def softmax_propagate(
     def attend_to(values: Tensor, addend: Tensor | None, result: Tensor) -> None:
         _attend(affinity, values, addend, result, allow_tf32)
 
-    projection.propagate(v, residual, weight, bias, out, allow_tf32, attend_to)
+    projection.propagate(v, residual, weight, bias, 1, out, allow_tf32, attend_to)
 
 
 def _attend(
@@ -84,7 +84,7 @@ def _attend(
     if out.numel() == 0:
         return
     batch, queries, keys = affinity.shape
-    shape_class = ShapeClass.of(affinity, batch * queries, 0, values, allow_tf32)
+    shape_class = ShapeClass.of(affinity, batch * queries, 0, values.shape[1], allow_tf32)
     launch.launch(
         propagate,
         affinity,

@@ -16,12 +16,13 @@ namespace {
 Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
                            const std::optional<Tensor>& residual,
                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                           std::optional<double> scale, bool allow_tf32) {
-  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias);
+                           std::optional<double> scale, int64_t heads, bool allow_tf32) {
+  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias, heads);
   if (is_double(q)) {
     return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
-                         scale, allow_tf32)[0];
+                         scale, heads, allow_tf32)[0];
   }
+  check(heads == 1, "heads: the kernel has one, got ", heads);
   Tensor out = empty_map(q, q.scalar_type(), shape);
   propagate({.q = q, .k = k, .scale = scale_or_default(scale, q.size(1)), .affinity = {}}, v,
             {residual, weight, bias}, allow_tf32, out);
@@ -32,15 +33,16 @@ Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
 std::tuple<Tensor, Tensor> attention_propagate_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& residual,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-    std::optional<double> scale, bool allow_tf32) {
-  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias);
+    std::optional<double> scale, int64_t heads, bool allow_tf32) {
+  const MapShape shape = check_attention_propagate(q, k, v, residual, weight, bias, heads);
   if (is_double(q)) {
     const auto results = call_operator<2>("tdnet_reference::attention_propagate_forward", q, k, v,
-                                          residual, weight, bias, scale, allow_tf32);
+                                          residual, weight, bias, scale, heads, allow_tf32);
     return {results[0], results[1]};
   }
+  check(heads == 1, "heads: the kernel has one, got ", heads);
   Tensor out = empty_map(q, q.scalar_type(), shape);
-  const std::array<int64_t, 2> rows{q.size(0), q.size(2) * q.size(3)};
+  const MapShape rows{q.size(0), heads, q.size(2), q.size(3)};
   Tensor log_sum_exp = new_result(q, rows, ScalarType::Float);
   propagate({.q = q, .k = k, .scale = scale_or_default(scale, q.size(1)), .affinity = {}}, v,
             {residual, weight, bias}, allow_tf32, out, &log_sum_exp);

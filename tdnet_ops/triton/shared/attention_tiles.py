@@ -50,13 +50,13 @@ class ShapeClass(NamedTuple):
 
     @classmethod
     def of(
-        cls, like: Tensor, queries: int, key_channels: int, values: Tensor, allow_tf32: bool
+        cls, like: Tensor, queries: int, key_channels: int, channels: int, allow_tf32: bool
     ) -> ShapeClass:
-        """`queries` of all maps together; `key_channels` 0 where the logits are given."""
+        """`queries` of all heads together; `key_channels` 0 where the logits are given."""
         kind, rows = launch.kind(like, allow_tf32), "many" if queries > _MANY else "few"
         if key_channels > 64:
             return cls(kind, rows, 128, "-deep")
-        return cls(kind, rows, 128 if values.shape[1] <= 128 else 256)
+        return cls(kind, rows, 128 if channels <= 128 else 256)
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.rows}-{self.channels}{self.depth}"

@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Map(NamedTuple):
-    """A feature map [B, C, H, W] as tokens [B, H * W, C]; strides in elements.
+    """A feature map [B, heads * C, H, W] as tokens [B * heads, H * W, C]; strides in elements.
 
     A map whose pixels lie evenly is one column of H * W pixels: its width is 1, which Triton
-    compiles in, so that no kernel divides by it.
+    compiles in, as one head, so that no kernel divides by it.
     """
 
     data: Tensor
@@ -22,6 +22,8 @@ class Map(NamedTuple):
     row: int
     column: int
     width: int
+    head: int = 0
+    heads: int = 1
 
 
 def pixels(x: Tensor) -> Map:
@@ -30,13 +32,13 @@ def pixels(x: Tensor) -> Map:
     return Map(x, batch, channel, row, column, x.shape[3])
 
 
-def tokens(x: Tensor) -> Map:
+def tokens(x: Tensor, heads: int = 1) -> Map:
     """A map whose pixels a kernel counts through."""
     batch, channel, row, column = x.stride()
     height, width = x.shape[2:]
     if height == 1 or row == width * column:
-        return Map(x, batch, channel, row if width == 1 else column, 0, 1)
-    return Map(x, batch, channel, row, column, width)
+        row, column, width = row if width == 1 else column, 0, 1
+    return Map(x, batch, channel, row, column, width, x.shape[1] // heads * channel, heads)
 
 
 def matrix(x: Tensor) -> Map:
@@ -49,7 +51,8 @@ def token_pointers(m, b, token):
     """The first channel of each token, [tokens]. Offsets are of 64 bits: maps may exceed 2^31."""
     row = token // m.width
     offset = row.to(tl.int64) * m.row + (token - row * m.width).to(tl.int64) * m.column
-    return m.data + b.to(tl.int64) * m.batch + offset
+    b = b.to(tl.int64)
+    return m.data + b // m.heads * m.batch + b % m.heads * m.head + offset
 
 
 @triton.jit

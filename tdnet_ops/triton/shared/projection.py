@@ -32,6 +32,7 @@ def propagate(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    heads: int,
     out: Tensor,
     allow_tf32: bool,
     attend: Callable[[Tensor, Tensor | None, Tensor], None],
@@ -39,7 +40,7 @@ def propagate(
     """out = phi(A v) + bias + residual, where `attend(v, residual, out)` computes A v + residual.
 
     Args:
-        v: [B, d_v, h, w].
+        v: [B, d_v, h, w], of all heads, which phi mixes: it is folded for one alone.
         residual: [B, d_out, H, W].
         weight: [d_out, d_v] of phi.
         bias: [d_out].
@@ -49,7 +50,7 @@ def propagate(
     if weight is None:
         return attend(v if bias is None else v + bias[:, None, None], residual, out)
     kernel = weight[:, :, None, None]
-    if folding_is_cheaper(queries, keys, v.shape[1], out.shape[1]):
+    if heads == 1 and folding_is_cheaper(queries, keys, v.shape[1], out.shape[1]):
         values = _channels_last(v, out.shape[1], v.shape[2:])
         convolve.sum_convolutions([v], [kernel], total=values, bias=bias, allow_tf32=allow_tf32)
         return attend(values, residual, out)

@@ -18,12 +18,13 @@ def build(
     extras: str = "",
     scale: float | None = None,
     logits: Logits | None = None,
+    heads: int = 1,
 ) -> Build:
     """`extras`: "r" with a residual, "b" with a bias, "h" with huge values, whose sum overflows.
 
-    `logits` are added, of rank one.
+    `logits` are added to those of the first head, of rank one. Channels are those of all heads.
     """
-    factor = key_channels**-0.5 if scale is None else scale
+    factor = (key_channels / heads) ** -0.5 if scale is None else scale
 
     def edit_queries(x: Tensor) -> None:
         if logits is not None:
@@ -47,6 +48,7 @@ def build(
             else numbers.other(out_channels, value_channels, scale=value_channels**-0.5),
             numbers.other(last) if "b" in extras else None,
             scale,
+            heads,
         )
 
     return build
@@ -73,6 +75,8 @@ SHAPES: dict[str, Shape] = {
     "deep": (3, 5, 4, None, (2, 3), (129, 3), "", 0.3),
     "many_tiles": (1, 8, 9, None, (25, 20), (3, 3), "b"),
     "many_keys": (1, 4, 5, None, (10, 10), (53, 53)),
+    "heads": (2, 6, 9, None, (5, 6), (3, 4), "rb", None, None, 3),
+    "heads_phi": (2, 20, 8, 7, (3, 7), (5, 4), "rb", 0.3, None, 4),
 }
 
 TILES: dict[str, Shape] = {
@@ -104,6 +108,11 @@ TILES: dict[str, Shape] = {
     "general_scale_zero": (1, 5, 130, None, (5, 13), (5, 26), "b", 0.0),
     # phi stays after the attention, with a residual and bias of its own.
     "phi_after": (2, 64, 16, 264, (8, 24), (8, 16), "rb"),
+    # 64 key channels a head, then others.
+    "heads_64": (2, 128, 80, None, (13, 23), (10, 32), "rb", None, growing(20.0), 2),
+    "heads_slices": (2, 192, 480, None, (5, 7), (9, 21), "r", None, growing(9.0), 3),
+    "heads_tiles": (2, 48, 272, None, (9, 19), (10, 32), "rb", None, growing(20.0), 2),
+    "heads_mixed": (2, 128, 48, 72, (8, 24), (8, 16), "rb", None, None, 2),
 }
 
 VECTORS: dict[str, Shape] = {
@@ -114,6 +123,9 @@ VECTORS: dict[str, Shape] = {
     "vectors_of_a_row": (1, 64, 24, None, (1, 16), (1, 16), "rb"),
     "vectors_general": (2, 24, 16, None, (4, 8), (2, 8), "rb"),
     "vectors_phi_after": (2, 8, 8, 24, (4, 8), (4, 8), "rb"),
+    "vectors_heads": (2, 128, 48, None, (4, 8), (2, 8), "rb", None, None, 2),
+    # Channels are whole vectors, those of a head are not.
+    "vectors_uneven_heads": (2, 24, 24, None, (4, 8), (2, 8), "rb", None, None, 2),
 }
 
 
