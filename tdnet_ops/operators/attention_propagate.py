@@ -53,9 +53,8 @@ def attention_propagate(
     """
     scale = checks.optional_number("scale", scale)
     heads = checks.integer("heads", heads)
-    tokens = isinstance(q, Tensor) and q.dim() == 3
-    q, residual = _as_map(q), _as_map(residual)
-    k, v = _as_map(k), _as_map(v)
+    tokens = _rank(q) == 3
+    q, residual, k, v = _as_map(q), _as_map(residual), _of_frames(k), _of_frames(v)
     q, k, v, residual = _in_one_batch(q, k, v, residual)
     operator = _FORWARD if return_log_sum_exp else _OPERATOR
     result = call(operator, backend, ("q", q), (q, k, v, residual, weight, bias, scale, heads))
@@ -66,20 +65,31 @@ def attention_propagate(
     return result[0].squeeze(2).transpose(1, 2), result[1].squeeze(2)
 
 
+# What is no map, the checks below name: these let it pass as it is.
+
+
+def _rank(x: Any) -> int:
+    return x.dim() if isinstance(x, Tensor) and not x.is_nested else 0
+
+
 def _as_map(x: Any) -> Any:
-    """Tokens and frames as a map; what is neither, for the checks, as it is."""
-    rank = x.dim() if isinstance(x, Tensor) and not x.is_nested else 0
-    if rank == 3:
-        return x.transpose(1, 2).unsqueeze(2)
-    return x.flatten(2, 3) if rank == 5 else x
+    """Tokens [B, N, C] -> [B, C, 1, N]."""
+    return x.transpose(1, 2).unsqueeze(2) if _rank(x) == 3 else x
+
+
+def _of_frames(x: Any) -> Any:
+    """[B, C, T, h, w] -> [B, C, T * h, w]."""
+    return x.flatten(2, 3) if _rank(x) == 5 else _as_map(x)
 
 
 def _in_one_batch(*maps: Any) -> tuple[Any, ...]:
-    batches = {x.shape[0] for x in maps if isinstance(x, Tensor) and x.dim() == 4}
-    if len(batches) != 2 or 1 not in batches:
+    """Those of batch 1 in the batch of the others, without a copy."""
+    batch = max((x.shape[0] for x in maps if _rank(x) == 4), default=1)
+    if batch == 1:
         return maps
-    (batch,) = batches - {1}
-    return tuple(None if x is None else x.expand(batch, -1, -1, -1) for x in maps)
+    return tuple(
+        x.expand(batch, -1, -1, -1) if _rank(x) == 4 and x.shape[0] == 1 else x for x in maps
+    )
 
 
 def check_attention_propagate(

@@ -16,14 +16,18 @@ def forward(name_space, *arguments):
     return getattr(torch.ops, name_space).attention_propagate_forward(*arguments)
 
 
-def assert_log_sum_exp(actual, q, k, scale, rtol):
-    assert actual.shape == (q.shape[0], q.shape[2] * q.shape[3])
+def by_head(x, heads):
+    return x.unflatten(1, (heads, -1)).flatten(0, 1).double()
+
+
+def assert_log_sum_exp(actual, q, k, scale, rtol, heads=1):
+    assert actual.shape == (q.shape[0], heads, *q.shape[2:])
     assert actual.dtype == torch.promote_types(q.dtype, torch.float32)
     assert actual.is_contiguous()
-    logits = reference.pooled_affinity(q.double(), k.double(), scale=scale)
+    logits = reference.pooled_affinity(by_head(q, heads), by_head(k, heads), scale=scale)
     # The logits have an error of their own.
     largest = logits.abs().nan_to_num(0, 0, 0).max() if logits.numel() else 0
-    right = logits.logsumexp(-1)
+    right = logits.logsumexp(-1).view(actual.shape)
     torch.testing.assert_close(
         actual.double(), right, rtol=0, atol=rtol * (1 + float(largest)), equal_nan=True
     )
@@ -40,8 +44,9 @@ def test_samples(name_space, sample):
     alone = getattr(torch.ops, name_space).attention_propagate(*arguments)
     assert out.stride() == alone.stride()
     torch.testing.assert_close(out, alone, rtol=0, atol=0, equal_nan=True)
-    q, k, scale = arguments[0], arguments[1], arguments[6]
-    assert_log_sum_exp(log_sum_exp, q, k, scale, 1e-12 if q.dtype == torch.float64 else 2e-6)
+    q, k, *_, scale, heads = arguments
+    rtol = 1e-12 if q.dtype == torch.float64 else 2e-6
+    assert_log_sum_exp(log_sum_exp, q, k, scale, rtol, heads)
 
 
 @pytest.mark.parametrize("name_space", NAME_SPACES)
@@ -65,7 +70,7 @@ def test_rows_of_infinities_and_nan(name_space, dtype, queries):
     k = torch.tensor(rows, dtype=dtype)[:, None, None, :]
     q = torch.ones(len(rows), 1, 1, queries, dtype=dtype)
     log_sum_exp = forward(name_space, q, k, k, None, None, None, 1.0)[1]
-    right = k[:, :, 0].logsumexp(-1).expand(-1, queries)
+    right = k[:, :, 0].logsumexp(-1)[:, :, None, None].expand(-1, 1, 1, queries)
     infinite = right == INFINITY
     assert infinite.any()
     # Of these the softmax is NaN: a backend may give +inf or NaN.
@@ -93,7 +98,7 @@ def test_no_queries(name_space, shape):
     k = torch.randn(shape[0], 3, 2, 2)
     out, log_sum_exp = forward(name_space, torch.randn(shape), k, k)
     assert out.shape == shape
-    assert log_sum_exp.shape == (shape[0], shape[2] * shape[3])
+    assert log_sum_exp.shape == (shape[0], 1, *shape[2:])
 
 
 @pytest.mark.parametrize("name_space", NAME_SPACES)
@@ -101,7 +106,7 @@ def test_one_key(name_space):
     """The log-sum-exp of one logit is the logit."""
     q, k = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 1, 1)
     log_sum_exp = forward(name_space, q, k, k)[1]
-    right = (q * k).sum(1).flatten(1) / math.sqrt(4)
+    right = (q * k).sum(1, keepdim=True) / math.sqrt(4)
     torch.testing.assert_close(log_sum_exp, right, rtol=1e-6, atol=1e-6)
 
 

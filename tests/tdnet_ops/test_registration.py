@@ -40,12 +40,14 @@ def test_opcheck(sample, name_space):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_opcheck_of_the_backward_operator(name_space, weighted):
     sample = samples.select(["middle"], ["contiguous"], [torch.float32], ["attention_propagate"])[0]
-    q, k, v, residual, weight, _, scale = sample.arguments()
+    q, k, v, residual, weight, _, scale, heads = sample.arguments()
     grad = residual if weighted else torch.randn(2, v.shape[1], *q.shape[2:]).to(q)
     log_sum_exp = torch.ops.tdnet.attention_propagate_forward(q, k, v, scale=scale)[1]
     overload = getattr(torch.ops, name_space).attention_propagate_backward.default
-    arguments = (grad, q, k, v, weight if weighted else None, log_sum_exp, scale)
-    torch.library.opcheck(overload, arguments)
+    more = (weight if weighted else None, log_sum_exp, scale, heads)
+    for grad_log_sum_exp in (None, torch.randn_like(log_sum_exp)):
+        arguments = (grad, grad_log_sum_exp, q, k, v, *more)
+        torch.library.opcheck(overload, arguments)
 
 
 @pytest.mark.parametrize("sample", MIDDLE, ids=str)

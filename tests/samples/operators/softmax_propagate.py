@@ -13,10 +13,10 @@ from samples.sample import Arguments, Build, Numbers, OperatorSamples, Shape
 
 def build(*shape: Any) -> Build:
     batch, _, _, _, size, key_size, *rest = shape
-    logits = rest[2] if len(rest) == 3 else None
+    logits = rest[2] if len(rest) >= 3 else None
 
     def build(numbers: Numbers) -> Arguments:
-        _, _, v, residual, weight, bias, _ = attention_propagate.build(*shape[:7])(numbers)
+        _, _, v, residual, weight, bias, *_ = attention_propagate.build(*shape[:7])(numbers)
         queries, keys = size[0] * size[1], key_size[0] * key_size[1]
 
         def edit(affinity: Tensor) -> None:
@@ -47,7 +47,11 @@ VECTORS: dict[str, Shape] = {"vectors": (2, 64, 24, None, (4, 8), (2, 8), "rb")}
 
 SAMPLES = OperatorSamples(
     build=build,
-    shapes=attention_propagate.SHAPES,
+    shapes={
+        name: shape
+        for name, shape in attention_propagate.SHAPES.items()
+        if not name.startswith("heads")
+    },
     tiles=TILES,
     vectors=VECTORS,
     resized=attention_propagate.SAMPLES.resized,
