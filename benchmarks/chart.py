@@ -28,7 +28,8 @@ def rows_of_case(path: Path, case: str | None) -> list[Row]:
     ours = [row for row in rows if row["role"] == "ours" and case in (None, row["case"])]
     if not ours:
         raise SystemExit(f"{path}: expected a timed case {case or ''}".rstrip())
-    same = [row for row in rows if row["role"] == "peer" and _case(row) == _case(ours[0])]
+    peers = [row for row in rows if row["role"] == "peer" and row["peer"] != "reference"]
+    same = [row for row in peers if _case(row) == _case(ours[0])]
     return sorted([ours[0], *same], key=_ratio)
 
 
