@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tdnet_ops import gradients
+from tdnet_ops.layouts import empty_map
 from tdnet_ops.operators.operator import Operator
 
-# Logits held at once: 16 MB of float32.
-_CHUNK_LOGITS = 1 << 22
+# Logits computed at once: 4 MB of float32, near the cache, and long enough for the products.
+_CHUNK_LOGITS = 1 << 20
 
 
 def _check_nothing(q: Tensor) -> None:
@@ -21,7 +23,7 @@ def _check_nothing(q: Tensor) -> None:
 
 def _empty(a: Any, _: None) -> tuple[Tensor, ...]:
     grad_weight = a.q.new_empty(0) if a.weight is None else a.weight.new_empty(a.weight.shape)
-    return *(x.new_empty(x.shape) for x in (a.q, a.k, a.v)), grad_weight
+    return *(empty_map(x, x.shape) for x in (a.q, a.k, a.v)), grad_weight
 
 
 def in_chunks(
@@ -44,31 +46,26 @@ def in_chunks(
     log_sum_exp = log_sum_exp.flatten(2).flatten(0, 1)  # [B * heads, N]
     # As torch's softmax: a row with +inf is NaN, its finite keys too.
     log_sum_exp = log_sum_exp.masked_fill(log_sum_exp == math.inf, math.nan)
+    if grad_log_sum_exp is not None:
+        grad_log_sum_exp = grad_log_sum_exp.reshape(log_sum_exp.shape)
     with gradients.products_in(q, allow_tf32):
         values = gradients.fold(v, weight, heads)
         queries, keys, grad_tokens = (gradients.tokens(x, heads) for x in (q, k, grad))
-        of_log_sum_exp = (
-            None if grad_log_sum_exp is None else grad_log_sum_exp.reshape(log_sum_exp.shape)
-        )
         grad_queries = torch.empty_like(queries)
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
-        chunk = max(1, _CHUNK_LOGITS // max(1, keys.shape[0] * keys.shape[1]))
-        for first in range(0, queries.shape[1], chunk):
-            some = slice(first, first + chunk)
-            query, grad_out = queries[:, some], grad_tokens[:, some]
-            # In place: what stands here at once is three times _CHUNK_LOGITS.
-            weights = (query @ keys.transpose(1, 2)).mul_(scale)
-            weights.sub_(log_sum_exp[:, some, None]).exp_()
-            grad_values += weights.transpose(1, 2) @ grad_out
-            grad_logits = grad_out @ values.transpose(1, 2)
-            shift = (grad_logits * weights).sum(-1, keepdim=True)
-            if of_log_sum_exp is not None:
-                shift -= of_log_sum_exp[:, some, None]
-            grad_logits -= shift
-            grad_logits *= weights
-            grad_logits *= scale
-            grad_queries[:, some] = grad_logits @ keys
-            grad_keys += grad_logits.transpose(1, 2) @ query
+        for b, n in _chunks(*queries.shape[:2], keys.shape[1]):
+            query, grad_out = queries[b, n], grad_tokens[b, n]
+            # In place: what stands here at once is twice a chunk.
+            minus_rows = -log_sum_exp[b, n, None]
+            weights = torch.baddbmm(minus_rows, query, keys[b].mT, alpha=scale).exp_()
+            grad_values[b].baddbmm_(weights.mT, grad_out)
+            grad_logits = (grad_out @ values[b].mT).mul_(weights)
+            shift = grad_logits.sum(-1, keepdim=True)
+            if grad_log_sum_exp is not None:
+                shift -= grad_log_sum_exp[b, n, None]
+            grad_logits.addcmul_(weights, shift, value=-1)
+            grad_queries[b, n] = (grad_logits @ keys[b]).mul_(scale)
+            grad_keys[b].baddbmm_(grad_logits.mT, query, alpha=scale)
         grad_v, grad_weight = gradients.unfold(grad_values, v, weight)
     return (
         gradients.as_map(grad_queries, q),
@@ -76,6 +73,15 @@ def in_chunks(
         grad_v,
         q.new_empty(0) if grad_weight is None else grad_weight,
     )
+
+
+def _chunks(batch: int, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
+    """Whole maps where several fit into a chunk, else queries of one."""
+    maps = max(1, _CHUNK_LOGITS // max(1, queries * keys))
+    rows = max(1, _CHUNK_LOGITS // max(1, keys))
+    for b in range(0, batch, maps):
+        for n in range(0, queries, rows):
+            yield slice(b, b + maps), slice(n, n + rows)
 
 
 def _refuse(*_: Any) -> dict[str, Any]:

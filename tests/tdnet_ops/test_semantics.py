@@ -1,5 +1,6 @@
 """Extreme numbers as torch treats them: large logits, infinities, NaN and ties."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -299,3 +300,23 @@ def test_the_affinity_is_never_stored(growth_in_megabytes, direction):
 def test_a_stored_affinity_would_be_seen(growth_in_megabytes):
     """The test above can fail: the definition stores it."""
     assert growth_in_megabytes("reference", "forward") > 550
+
+
+def peak_of_tensors(call):
+    """The most bytes of tensors that a call held at once beside those before it."""
+    with torch.profiler.profile(profile_memory=True) as recorded:
+        call()
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(nbytes for _, nbytes in changes))
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_small_maps_take_less_memory_than_the_plain_form_in_training(side):
+    maps = [torch.randn(1, channels, side, side, requires_grad=True) for channels in (64, 64, 128)]
+    grad = torch.randn(1, 128, side, side)
+    ours, plain = (
+        peak_of_tensors(lambda f=f: torch.autograd.grad(f(*maps), maps, grad))
+        for f in (tdnet_ops.attention_propagate, tdnet_ops.reference.attention_propagate)
+    )
+    assert ours < 0.8 * plain
