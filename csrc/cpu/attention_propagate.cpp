@@ -18,30 +18,37 @@ namespace {
 Tensor attention_propagate_float(const Tensor& like, const MapShape& shape, Tensor q, Tensor k,
                                  const Tensor& v, const Projection& projection,
                                  std::optional<double> scale, int64_t heads, float* log_sum_exp) {
-  const TileLoops& loops = tile_loops();
+  const int rows = tile_loops().rows;
   const int64_t queries = q.size(2) * q.size(3), keys = k.size(2) * k.size(3);
-  const int64_t channels = q.size(1) / heads, batch = q.size(0) * heads;
-  const int64_t strips = divide_up(keys, loops.rows);
+  const int64_t channels = q.size(1) / heads;
+  const int64_t strips = divide_up(keys, rows);
   const Tokens query_tokens = tokens(q, heads), key_tokens = tokens(k, heads);
   const float factor = static_cast<float>(scale_or_default(scale, channels));
 
-  // Keys as strips [batch][strips][channels, rows], carrying the scale.
-  const int64_t strip_size = channels * loops.rows;
-  const Buffer packed_keys(batch * strips * strip_size, "packed keys");
-  for_each_tile(batch * strips, [&](const auto& take) {
-    for (int64_t t = take(); t >= 0; t = take()) {
-      pack_tokens(key_tokens, t / strips, t % strips * loops.rows, keys, channels, loops.rows,
-                  factor, packed_keys.get() + t * strip_size);
-    }
-  });
-  const auto fill = [&](int64_t b, int64_t first, float* packed_queries, float* panel) {
+  // The keys of some batches as strips [batch][strips][channels, rows], carrying the scale.
+  const int64_t strip_size = channels * rows;
+  std::optional<Buffer> packed_keys;
+  int64_t first_packed = 0;
+  const auto prepare = [&](int64_t first_batch, int64_t count) {
+    if (!packed_keys) packed_keys.emplace(count * strips * strip_size, "packed keys");
+    first_packed = first_batch;
+    for_each_tile(count * strips, [&](const auto& take) {
+      for (int64_t t = take(); t >= 0; t = take()) {
+        pack_tokens(key_tokens, first_batch + t / strips, t % strips * rows, keys, channels, rows,
+                    factor, packed_keys->get() + t * strip_size);
+      }
+    });
+  };
+  const auto fill = [&](const TileLoops& loops, int64_t b, int64_t first, float* packed_queries,
+                        float* panel) {
     pack_tokens(query_tokens, b, first, queries, channels, loops.lanes, 1.0f, packed_queries);
+    const float* strip = packed_keys->get() + (b - first_packed) * strips * strip_size;
     for (int64_t s = 0; s < strips; ++s) {
-      loops.product(channels, packed_keys.get() + (b * strips + s) * strip_size, packed_queries,
-                    panel + s * loops.rows * loops.lanes);
+      loops.product(channels, strip + s * strip_size, packed_queries,
+                    panel + s * rows * loops.lanes);
     }
   };
-  const Logits logits{fill, channels * loops.lanes};
+  const Logits logits{fill, channels * tile_loops().lanes, prepare};
   return propagate_projected(like, shape, v, projection, logits, heads, log_sum_exp);
 }
 

@@ -16,19 +16,20 @@ int64_t panels_in_tile(int64_t keys, const TileLoops& loops) {
   return std::clamp<int64_t>(kLogits / (keys * loops.lanes), 1, 4);
 }
 
-// The values of every batch as strips: for every block of `depth` keys, for every strip of
+// The values of some batches as strips: for every block of `depth` keys, for every strip of
 // channels, [keys of the block, rows].
-void pack_values(const Propagation& problem, const TileLoops& loops, float* out) {
+void pack_values(const Propagation& problem, int64_t first_batch, int64_t count, float* out) {
+  const TileLoops& loops = tile_loops();
   const int64_t strips = divide_up(problem.channels, loops.rows);
   const int64_t blocks = divide_up(problem.keys, loops.depth);
-  for_each_tile(problem.batch * blocks, [&](const auto& take) {
+  for_each_tile(count * blocks, [&](const auto& take) {
     for (int64_t t = take(); t >= 0; t = take()) {
       const int64_t b = t / blocks, first = t % blocks * loops.depth;
-      const int64_t count = std::min<int64_t>(loops.depth, problem.keys - first);
+      const int64_t keys = std::min<int64_t>(loops.depth, problem.keys - first);
       float* to = out + (b * problem.keys + first) * strips * loops.rows;
       for (int64_t strip = 0; strip < strips; ++strip) {
-        pack_channels(problem.values, b, first, count, strip * loops.rows, problem.channels,
-                      loops.rows, to + strip * count * loops.rows);
+        pack_channels(problem.values, first_batch + b, first, keys, strip * loops.rows,
+                      problem.channels, loops.rows, to + strip * keys * loops.rows);
       }
     }
   });
@@ -44,30 +45,39 @@ void softmax(const Propagation& problem, const TileLoops& loops, int64_t b, int6
   std::copy_n(log_sum_exp, lanes, problem.log_sum_exp + b * problem.queries + first);
 }
 
-// block += values^T weights for one tile of query panels; the last key block also finishes.
-void add_values(const Propagation& problem, const TileLoops& loops, const float* values,
-                int64_t first_key, int64_t panels, int64_t panel_size, const float* weights,
-                float* sums) {
-  const int64_t strips = divide_up(problem.channels, loops.rows);
-  const int64_t count = std::min<int64_t>(loops.depth, problem.keys - first_key);
-  const auto product = first_key == 0 ? loops.product : loops.product_add;
-  for (int64_t p = 0; p < panels; ++p) {
+// Some panels of queries, the last one as narrow as what is left of them.
+struct Tile {
+  int64_t b, first, panels;
+  const TileLoops* last;
+
+  const TileLoops& loops(int64_t panel) const { return panel == panels - 1 ? *last : tile_loops(); }
+  int64_t query(int64_t panel) const { return first + panel * tile_loops().lanes; }
+};
+
+// sums += values^T weights for one tile of query panels.
+void add_values(const Propagation& problem, const Tile& tile, const float* values,
+                int64_t first_key, int64_t panel_size, const float* weights, float* sums) {
+  const int64_t rows = tile_loops().rows, most_lanes = tile_loops().lanes;
+  const int64_t strips = divide_up(problem.channels, rows);
+  const int64_t count = std::min<int64_t>(tile_loops().depth, problem.keys - first_key);
+  for (int64_t p = 0; p < tile.panels; ++p) {
+    const TileLoops& loops = tile.loops(p);
+    const auto product = first_key == 0 ? loops.product : loops.product_add;
     const float* panel = weights + p * panel_size + first_key * loops.lanes;
     for (int64_t strip = 0; strip < strips; ++strip) {
-      product(count, values + (first_key * strips + strip * count) * loops.rows, panel,
-              sums + (p * strips + strip) * loops.rows * loops.lanes);
+      product(count, values + (first_key * strips + strip * count) * rows, panel,
+              sums + (p * strips + strip) * rows * most_lanes);
     }
   }
 }
 
-void finish_tile(const Propagation& problem, const TileLoops& loops, int64_t b, int64_t first,
-                 int64_t panels, float* sums) {
-  const int64_t strips = divide_up(problem.channels, loops.rows);
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t query = first + p * loops.lanes;
+void finish_tile(const Propagation& problem, const Tile& tile, float* sums) {
+  const int64_t rows = tile_loops().rows, most_lanes = tile_loops().lanes;
+  const int64_t strips = divide_up(problem.channels, rows);
+  for (int64_t p = 0; p < tile.panels; ++p) {
     for (int64_t strip = 0; strip < strips; ++strip) {
-      loops.finish_block(sums + (p * strips + strip) * loops.rows * loops.lanes,
-                         problem.output.epilogue(b, strip * loops.rows, query));
+      tile.loops(p).finish_block(sums + (p * strips + strip) * rows * most_lanes,
+                                 problem.output.epilogue(tile.b, strip * rows, tile.query(p)));
     }
   }
 }
@@ -79,31 +89,40 @@ void propagate(const Propagation& problem, const Logits& logits) {
   const int64_t strips = divide_up(problem.channels, loops.rows);
   const int64_t panel_size = round_up(problem.keys, loops.rows) * loops.lanes;
   const int64_t tile_panels = panels_in_tile(problem.keys, loops);
-  const int64_t tile = tile_panels * loops.lanes;
+  const int64_t tile_queries = tile_panels * loops.lanes;
   const int64_t panels_size = tile_panels * panel_size;
   const int64_t sums_size = tile_panels * strips * loops.rows * loops.lanes;
   const Workspace workspace{panels_size + sums_size + logits.workspace, "logits of the threads"};
   const int64_t values_size = strips * loops.rows * problem.keys;
-  const Buffer values(problem.batch * values_size, "packed values");
-  pack_values(problem, loops, values.get());
-  const int64_t tiles = divide_up(problem.queries, tile);
-  for_each_tile(problem.batch * tiles, workspace, [&](const auto& take, float* weights) {
-    float* sums = weights + panels_size;
-    for (int64_t t = take(); t >= 0; t = take()) {
-      const int64_t b = t / tiles, first = t % tiles * tile;
-      const int64_t panels = std::min(tile_panels, divide_up(problem.queries - first, loops.lanes));
-      for (int64_t p = 0; p < panels; ++p) {
-        float* panel = weights + p * panel_size;
-        logits.fill(b, first + p * loops.lanes, sums + sums_size, panel);
-        softmax(problem, loops, b, first + p * loops.lanes, panel);
+  const int64_t tiles = divide_up(problem.queries, tile_queries);
+  // As many batches at once as keep what is packed in the cache.
+  constexpr int64_t kPacked = 128 * 1024;
+  const int64_t group = std::max<int64_t>(1, std::min(kPacked / values_size, problem.batch));
+  const Buffer values(group * values_size, "packed values");
+  for (int64_t first_batch = 0; first_batch < problem.batch; first_batch += group) {
+    const int64_t count = std::min(group, problem.batch - first_batch);
+    if (logits.prepare) logits.prepare(first_batch, count);
+    pack_values(problem, first_batch, count, values.get());
+    for_each_tile(count * tiles, workspace, [&](const auto& take, float* weights) {
+      float* sums = weights + panels_size;
+      for (int64_t t = take(); t >= 0; t = take()) {
+        const int64_t b = first_batch + t / tiles, first = t % tiles * tile_queries;
+        const int64_t left = problem.queries - first;
+        const int64_t panels = std::min(tile_panels, divide_up(left, loops.lanes));
+        const Tile tile{b, first, panels, &tile_loops(left - (panels - 1) * loops.lanes)};
+        for (int64_t p = 0; p < panels; ++p) {
+          float* panel = weights + p * panel_size;
+          logits.fill(tile.loops(p), b, tile.query(p), sums + sums_size, panel);
+          softmax(problem, tile.loops(p), b, tile.query(p), panel);
+        }
+        const float* packed = values.get() + t / tiles * values_size;
+        for (int64_t key = 0; key < problem.keys; key += loops.depth) {
+          add_values(problem, tile, packed, key, panel_size, weights, sums);
+        }
+        finish_tile(problem, tile, sums);
       }
-      for (int64_t key = 0; key < problem.keys; key += loops.depth) {
-        add_values(problem, loops, values.get() + b * values_size, key, panels, panel_size, weights,
-                   sums);
-      }
-      finish_tile(problem, loops, b, first, panels, sums);
-    }
-  });
+    });
+  }
 }
 
 namespace {

@@ -21,8 +21,12 @@ struct Propagation {
 struct Logits {
   // Writes the logits of the queries first .. first+lanes-1 of batch b as a panel
   // [round_up(keys, rows), lanes]; lanes past the last query may hold anything finite.
-  std::function<void(int64_t b, int64_t first, float* workspace, float* panel)> fill;
+  std::function<void(const TileLoops& loops, int64_t b, int64_t first, float* workspace,
+                     float* panel)>
+      fill;
   int64_t workspace;  // floats that a thread needs for it
+  // Called before those of the batches first_batch .. first_batch+count-1, if it is given.
+  std::function<void(int64_t first_batch, int64_t count)> prepare = {};
 };
 
 void propagate(const Propagation& problem, const Logits& logits);

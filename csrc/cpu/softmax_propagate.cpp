@@ -17,12 +17,11 @@ Tensor softmax_propagate(const Tensor& affinity, const Tensor& v, std::vector<in
     return call_operator("tdnet_reference::softmax_propagate", affinity, v, size, residual, weight,
                          bias, allow_tf32)[0];
   }
-  const TileLoops& loops = tile_loops();
   const Tensor logits = to_float(affinity);
   const int64_t queries = logits.size(1), keys = logits.size(2);
   const Tokens query_tokens{logits.const_data_ptr<float>(), logits.stride(0), logits.stride(2),
                             logits.stride(1)};
-  const auto fill = [&](int64_t b, int64_t first, float*, float* panel) {
+  const auto fill = [&](const TileLoops& loops, int64_t b, int64_t first, float*, float* panel) {
     pack_tokens(query_tokens, b, first, queries, keys, loops.lanes, 1.0f, panel);
   };
   const Tensor out =

@@ -1,5 +1,6 @@
 #include "tile.h"
 
+#include <array>
 #include <cstring>
 
 #define TDNET_LOOPS "tile_loops.h"
@@ -7,9 +8,13 @@
 
 namespace tdnet::cpu {
 
-const TileLoops& tile_loops() {
-  static const TileLoops loops = TDNET_DISPATCH(tile_loops)();
-  return loops;
+const TileLoops& tile_loops(int64_t tokens) {
+  static const auto of_vectors = TDNET_DISPATCH(tile_loops);
+  static const std::array<TileLoops, 3> all{of_vectors(1), of_vectors(2), of_vectors(3)};
+  for (const TileLoops& loops : all) {
+    if (tokens <= loops.lanes) return loops;
+  }
+  return all.back();
 }
 
 Tokens tokens(torch::stable::Tensor& map, int64_t heads) {
@@ -56,13 +61,13 @@ Epilogue Output::epilogue(int64_t b, int64_t channel, int64_t token) const {
 void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, int64_t channels,
                  int width, float factor, float* out) {
   const int64_t valid = std::min<int64_t>(width, end - first);
-  const TileLoops& loops = tile_loops();
-  if (source.channel == 1 && width == loops.lanes) {
+  const TileLoops& loops = tile_loops(width);
+  if (source.channel == 1 && (width == loops.lanes || width == loops.rows)) {
     const float* rows[kMostLanes];
     const float* row = source.at(b, 0, first);
     for (int64_t i = 0; i < width; ++i) rows[i] = i < valid ? row + i * source.token : nullptr;
-    loops.pack_rows(rows, 0, channels, factor, out);
-    return;
+    if (width == loops.rows) return loops.pack_strip(rows, channels, factor, out);
+    return loops.pack_rows(rows, 0, channels, factor, out);
   }
   for (int64_t c = 0; c < channels; ++c) {
     const float* row = source.at(b, c, first);
@@ -80,6 +85,10 @@ void pack_channels(const Tokens& source, int64_t b, int64_t first_token, int64_t
                    int64_t first_channel, int64_t end_channel, int width, float* out) {
   const int64_t valid = std::min<int64_t>(width, end_channel - first_channel);
   const float* row = source.at(b, first_channel, first_token);
+  const TileLoops& loops = tile_loops();
+  if (source.channel == 1 && valid == width && width == loops.rows) {
+    return loops.copy_strip(row, source.token, token_count, out);
+  }
   for (int64_t i = 0; i < token_count; ++i, row += source.token) {
     float* to = out + i * width;
     for (int64_t r = 0; r < valid; ++r) to[r] = row[r * source.channel];

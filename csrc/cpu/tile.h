@@ -42,10 +42,14 @@ struct TileLoops {
   void (*softmax_panel)(float* logits, int64_t keys, float* log_sum_exp);
   void (*pack_rows)(const float* const* rows, int64_t first, int64_t count, float factor,
                     float* out);
+  void (*pack_strip)(const float* const* rows, int64_t count, float factor, float* out);
+  void (*copy_strip)(const float* from, int64_t stride, int64_t count, float* out);
   void (*finish_block)(float* block, const Epilogue& epilogue);
 };
 
-const TileLoops& tile_loops();
+// The narrowest panels that hold so many tokens, of the same rows and depth as all; by default, and
+// where none does, the widest.
+const TileLoops& tile_loops(int64_t tokens = kMostLanes);
 
 // Uninitialised floats on a cache line, for `what`.
 class Buffer {

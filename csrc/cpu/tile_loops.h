@@ -1,11 +1,12 @@
 // The vector loops of the matrix-product operators; compiled once an instruction set.
 //
-// A panel holds kLanes columns (queries, or pixels) side by side in vector registers; a strip holds
-// kRows rows (keys, or channels) whose values are broadcast. A product adds depth rank-1 updates to
-// one kRows x kLanes block that stays in registers:
+// A panel holds kVectors vectors of columns (queries, or pixels) side by side in registers; a strip
+// holds kRows rows (keys, or channels) whose values are broadcast. A product adds depth rank-1
+// updates to one block of rows x columns that stays in registers:
 //   AVX-512:  8 rows x 3 vectors of 16 = 24 accumulators of 32 registers
 //   AVX2:     6 rows x 2 vectors of 8  = 12 accumulators of 16 registers
 //   generic:  4 rows x 2 vectors of 4  =  8 accumulators of 16 registers
+// Panels of fewer vectors hold what is left at the end of a map.
 // No intrinsics: GCC's vector extensions serve every width.
 
 typedef float Vector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS)));
@@ -14,11 +15,12 @@ typedef int IntVector __attribute__((vector_size(4 * TDNET_VECTOR_FLOATS)));
 
 constexpr int kWidth = TDNET_VECTOR_FLOATS;
 constexpr int kRows = kWidth == 16 ? 8 : (kWidth == 8 ? 6 : 4);
-constexpr int kVectors = kWidth == 16 ? 3 : 2;
+constexpr int kMostVectors = kWidth == 16 ? 3 : 2;
+template <int kVectors>
 constexpr int kLanes = kVectors * kWidth;
 
 // noinline keeps the accumulators in registers: inlined into a caller GCC spills them.
-template <bool kAccumulate>
+template <int kVectors, bool kAccumulate>
 __attribute__((noinline)) void product(int64_t depth, const float* __restrict strip,
                                        const float* __restrict panel, float* __restrict block) {
   Vector sum[kRows][kVectors];
@@ -26,8 +28,9 @@ __attribute__((noinline)) void product(int64_t depth, const float* __restrict st
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = kAccumulate ? *reinterpret_cast<const Vector*>(block + r * kLanes + v * kWidth)
-                              : Vector{};
+      sum[r][v] = kAccumulate
+                      ? *reinterpret_cast<const Vector*>(block + r * kLanes<kVectors> + v * kWidth)
+                      : Vector{};
     }
   }
 #pragma GCC unroll 4
@@ -43,13 +46,13 @@ __attribute__((noinline)) void product(int64_t depth, const float* __restrict st
       for (int v = 0; v < kVectors; ++v) sum[r][v] += broadcast * column[v];
     }
     strip += kRows;
-    panel += kLanes;
+    panel += kLanes<kVectors>;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v)
-      *reinterpret_cast<Vector*>(block + r * kLanes + v * kWidth) = sum[r][v];
+      *reinterpret_cast<Vector*>(block + r * kLanes<kVectors> + v * kWidth) = sum[r][v];
   }
 }
 
@@ -76,17 +79,19 @@ static inline Vector scaled_exponential(Vector x) {
 }
 
 // The maximum where it is infinite, as torch.logsumexp, or NaN if the column holds one.
-static float infinite_log_sum_exp(const float* column, int64_t keys, float maximum) {
+static float infinite_log_sum_exp(const float* column, int64_t stride, int64_t keys,
+                                  float maximum) {
   for (int64_t j = 0; j < keys; ++j) {
-    if (column[j * kLanes] != column[j * kLanes]) return column[j * kLanes];
+    if (column[j * stride] != column[j * stride]) return column[j * stride];
   }
   return maximum;
 }
 
-// Softmax down the keys of one panel of logits [keys, kLanes], in place. An all -inf column and a
-// NaN give NaN, as torch. Weights are whole before they meet the values: a sum of theirs overflows
-// only where the result does. `log_sum_exp` [kLanes] of the logits, as torch.logsumexp, +inf for a
-// column with +inf, unless null.
+// Softmax down the keys of one panel of logits [keys, kLanes<kVectors>], in place. An all -inf
+// column and a NaN give NaN, as torch. Weights are whole before they meet the values: a sum of
+// theirs overflows only where the result does. `log_sum_exp` [kLanes<kVectors>] of the logits, as
+// torch.logsumexp, +inf for a column with +inf, unless null.
+template <int kVectors>
 void softmax_panel(float* logits, int64_t keys, float* log_sum_exp) {
   Vector* rows = reinterpret_cast<Vector*>(logits);
   Vector maximum[kVectors], sum[kVectors];
@@ -102,9 +107,10 @@ void softmax_panel(float* logits, int64_t keys, float* log_sum_exp) {
   }
   const float* maxima = reinterpret_cast<const float*>(maximum);
   if (log_sum_exp) {  // while the logits are there
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < kLanes<kVectors>; ++i) {
       const bool finite = maxima[i] - maxima[i] == 0;
-      log_sum_exp[i] = finite ? 0 : infinite_log_sum_exp(logits + i, keys, maxima[i]);
+      log_sum_exp[i] =
+          finite ? 0 : infinite_log_sum_exp(logits + i, kLanes<kVectors>, keys, maxima[i]);
     }
   }
   for (int64_t j = 0; j < keys; ++j) {
@@ -116,7 +122,7 @@ void softmax_panel(float* logits, int64_t keys, float* log_sum_exp) {
   }
   if (log_sum_exp) {
     const float* sums = reinterpret_cast<const float*>(sum);
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < kLanes<kVectors>; ++i) {
       if (maxima[i] - maxima[i] != 0) continue;
       log_sum_exp[i] = maxima[i] + __builtin_logf(sums[i] * 0x1p-64f);
     }
@@ -128,9 +134,10 @@ void softmax_panel(float* logits, int64_t keys, float* log_sum_exp) {
 }
 
 // Stores a finished block whose tokens are adjacent in memory, a row at a time.
+template <int kVectors>
 static inline void store_rows(const float* block, const Epilogue& to, float floor) {
   for (int64_t r = 0; r < to.rows; ++r) {
-    const float* row = block + r * kLanes;
+    const float* row = block + r * kLanes<kVectors>;
     const float* residual = to.residual ? to.residual + r * to.residual_channel : nullptr;
     float* out = to.out + r * to.out_channel;
     int64_t i = 0;
@@ -147,7 +154,7 @@ static inline void store_rows(const float* block, const Epilogue& to, float floo
 }
 
 // Stores a finished block of any strides, a token at a time.
-template <bool kWhole>
+template <int kVectors, bool kWhole>
 static inline void store_tokens(const float* block, const Epilogue& to, float floor) {
   const int64_t rows = kWhole ? kRows : to.rows;
   const int64_t channel = kWhole ? 1 : to.out_channel;
@@ -158,7 +165,7 @@ static inline void store_tokens(const float* block, const Epilogue& to, float fl
 #pragma GCC unroll 8
     for (int64_t r = 0; r < rows; ++r) {
       const float value =
-          block[r * kLanes + i] + (residual ? residual[r * residual_channel] : 0.0f);
+          block[r * kLanes<kVectors> + i] + (residual ? residual[r * residual_channel] : 0.0f);
       out[r * channel] = value < floor ? floor : value;
     }
   }
@@ -211,8 +218,9 @@ static inline void transpose(Vector (&x)[kCount]) {
 }
 #endif
 
-// Packs rows of adjacent numbers side by side: out[c * kLanes + i] = rows[i][first + c] * factor,
-// zeros where rows[i] is null.
+// Packs rows of adjacent numbers side by side, zeros where rows[i] is null:
+// out[c * kLanes + i] = rows[i][first + c] * factor.
+template <int kVectors>
 void pack_rows(const float* const* rows, int64_t first, int64_t count, float factor, float* out) {
   int64_t c = 0;
 #ifdef TDNET_INTERLEAVES
@@ -228,14 +236,14 @@ void pack_rows(const float* const* rows, int64_t first, int64_t count, float fac
       transpose(square);
 #pragma GCC unroll 16
       for (int r = 0; r < kWidth; ++r) {
-        *reinterpret_cast<Vector*>(out + (c + r) * kLanes + v * kWidth) = square[r];
+        *reinterpret_cast<Vector*>(out + (c + r) * kLanes<kVectors> + v * kWidth) = square[r];
       }
     }
   }
 #endif
   for (; c < count; ++c) {
-    for (int i = 0; i < kLanes; ++i) {
-      out[c * kLanes + i] = rows[i] ? rows[i][first + c] * factor : 0.0f;
+    for (int i = 0; i < kLanes<kVectors>; ++i) {
+      out[c * kLanes<kVectors> + i] = rows[i] ? rows[i][first + c] * factor : 0.0f;
     }
   }
 }
@@ -246,12 +254,13 @@ void pack_rows(const float* const* rows, int64_t first, int64_t count, float fac
 typedef float LooseHalf __attribute__((vector_size(32), aligned(4)));
 
 // Stores a finished block whose eight channels are adjacent in memory, sixteen tokens at a time.
+template <int kVectors>
 static inline void store_whole_tokens(const float* block, const Epilogue& to, float floor) {
   for (int64_t first = 0; first < to.lanes; first += kWidth) {
     Vector rows[kRows];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      rows[r] = *reinterpret_cast<const Vector*>(block + r * kLanes + first);
+      rows[r] = *reinterpret_cast<const Vector*>(block + r * kLanes<kVectors> + first);
     }
     transpose(rows);
     const float* tokens = reinterpret_cast<const float*>(rows);
@@ -269,6 +278,7 @@ static inline void store_whole_tokens(const float* block, const Epilogue& to, fl
 #endif
 
 // Biases and stores a block (see Epilogue).
+template <int kVectors>
 void finish_block(float* block, const Epilogue& to) {
   Vector* rows = reinterpret_cast<Vector*>(block);
   if (to.bias) {
@@ -280,23 +290,68 @@ void finish_block(float* block, const Epilogue& to) {
   const bool adjacent_channels =
       to.out_channel == 1 && (!to.residual || to.residual_channel == 1) && to.rows == kRows;
   if (to.out_token == 1 && (!to.residual || to.residual_token == 1)) {
-    store_rows(block, to, floor);
+    store_rows<kVectors>(block, to, floor);
   } else if (adjacent_channels) {
 #ifdef TDNET_TRANSPOSES_BLOCKS
-    store_whole_tokens(block, to, floor);
+    store_whole_tokens<kVectors>(block, to, floor);
 #else
-    store_tokens<true>(block, to, floor);
+    store_tokens<kVectors, true>(block, to, floor);
 #endif
   } else {
-    store_tokens<false>(block, to, floor);
+    store_tokens<kVectors, false>(block, to, floor);
   }
 }
 
-TileLoops tile_loops() {
+// What a strip takes of kRows rows of adjacent numbers, zeros where rows[r] is null:
+// out[c * kRows + r] = rows[r][c] * factor.
+void pack_strip(const float* const* rows, int64_t count, float factor, float* out) {
+  int64_t c = 0;
+#ifdef TDNET_TRANSPOSES_BLOCKS
+  for (; c + kWidth <= count; c += kWidth) {
+    Vector block[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      block[r] = rows[r] ? *reinterpret_cast<const LooseVector*>(rows[r] + c) * factor : Vector{};
+    }
+    transpose(block);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      *reinterpret_cast<LooseVector*>(out + c * kRows + r * kWidth) = block[r];
+    }
+  }
+#endif
+  for (; c < count; ++c) {
+    for (int r = 0; r < kRows; ++r) out[c * kRows + r] = rows[r] ? rows[r][c] * factor : 0.0f;
+  }
+}
+
+// Copies kRows adjacent numbers of each of `count` tokens, which are `stride` apart.
+void copy_strip(const float* from, int64_t stride, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    __builtin_memcpy(out + i * kRows, from + i * stride, kRows * sizeof(float));
+  }
+}
+
+template <int kVectors>
+TileLoops loops_of() {
   // A panel of kDepth rows stays in the first-level cache together with one strip.
   constexpr int kDepth = kWidth == 16 ? 128 : 256;
-  return {kRows,          kLanes,         kDepth,     &product<false>,
-          &product<true>, &softmax_panel, &pack_rows, &finish_block};
+  return {.rows = kRows,
+          .lanes = kLanes<kVectors>,
+          .depth = kDepth,
+          .product = &product<kVectors, false>,
+          .product_add = &product<kVectors, true>,
+          .softmax_panel = &softmax_panel<kVectors>,
+          .pack_rows = &pack_rows<kVectors>,
+          .pack_strip = &pack_strip,
+          .copy_strip = &copy_strip,
+          .finish_block = &finish_block<kVectors>};
+}
+
+// Of panels of `vectors` vectors, or of the most.
+TileLoops tile_loops(int64_t vectors) {
+  if (vectors <= 1) return loops_of<1>();
+  return vectors == 2 ? loops_of<2>() : loops_of<kMostVectors>();
 }
 
 #undef TDNET_INTERLEAVES

@@ -77,6 +77,8 @@ SHAPES: dict[str, Shape] = {
     "many_keys": (1, 4, 5, None, (10, 10), (53, 53)),
     "heads": (2, 6, 9, None, (5, 6), (3, 4), "rb", None, None, 3),
     "heads_phi": (2, 20, 8, 7, (3, 7), (5, 4), "rb", 0.3, None, 4),
+    # More values than the CPU packs at once.
+    "heads_in_groups": (2, 8, 320, None, (5, 7), (16, 16), "r", None, None, 2),
 }
 
 TILES: dict[str, Shape] = {
