@@ -39,7 +39,7 @@ def fake_toolkit(root: Path, release: str = "13.0", compiles: bool = True) -> Pa
         f"""case "$1" in
 --dryrun) echo '#$ TOP={root}/bin/..' >&2 ;;
 --version) echo 'Cuda compilation tools, release {release}, V{release}.1' ;;
---list-gpu-code) echo sm_80; echo sm_86; echo sm_90 ;;
+--list-gpu-code) echo sm_80; echo sm_86; echo sm_90; echo sm_100 ;;
 *) {outcome} ;;
 esac""",
     )
@@ -103,8 +103,8 @@ def test_usable_nvcc_is_taken(tmp_path):
     toolkit = fake_toolkit(tmp_path / "cuda")
     plan = cuda.plan_cuda({"CUDA_HOME": str(toolkit), "PATH": os.defpath})
     assert plan.nvcc == toolkit / "bin" / "nvcc"
-    assert plan.architectures == "8.0;8.6;9.0+PTX"
-    assert plan.status == "compiled in by nvcc 13.0 for 8.0;8.6;9.0+PTX"
+    assert plan.architectures == "8.0;9.0;10.0+PTX"
+    assert plan.status == "compiled in by nvcc 13.0 for 8.0;9.0;10.0+PTX"
 
 
 def test_nvcc_wrapper_script_leads_to_its_toolkit(tmp_path):
@@ -157,9 +157,9 @@ printf '%s\\n' {" ".join(capabilities)}""",
         (["8.6"], "", "8.6"),
         (["9.0", "8.0", "9.0"], "", "8.0;9.0"),
         (["8.6"], "8.0", "8.0"),
-        (["7.5"], "", "8.0;8.6;9.0+PTX"),  # too old for the kernels
-        (["12.0"], "", "8.0;8.6;9.0+PTX"),  # too new for this nvcc
-        (["No devices were found"], "", "8.0;8.6;9.0+PTX"),
+        (["7.5"], "", "8.0;9.0;10.0+PTX"),  # too old for the kernels
+        (["12.0"], "", "8.0;9.0;10.0+PTX"),  # too new for this nvcc
+        (["No devices were found"], "", "8.0;9.0;10.0+PTX"),
     ],
 )
 def test_visible_gpu_alone_is_built_for(tmp_path, seen, asked, architectures):
