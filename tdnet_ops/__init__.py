@@ -2,10 +2,11 @@
 
 from tdnet_ops import operators, registration  # noqa: F401  registration gives them to torch
 from tdnet_ops.backends import backend
+from tdnet_ops.definitions import decompositions
 from tdnet_ops.info import build_info
 from tdnet_ops.merging import merge
 from tdnet_ops.operators import *  # noqa: F403  the public functions
 from tdnet_ops.version import __version__
 
-__all__ = ["__version__", "backend", "build_info", "merge"]
+__all__ = ["__version__", "backend", "build_info", "decompositions", "merge"]
 __all__ += operators.__all__

@@ -1,4 +1,4 @@
-"""Gives every operator to torch: fakes, autograd, autocast, vmap, definitions.
+"""Gives every operator to torch: fakes, autograd, autocast, vmap, definitions, decompositions.
 
 Three name spaces have the same schemas: `tdnet` (compiled kernels, the definition for other devices
 and for what has no kernel), `tdnet_triton` and `tdnet_reference`.
@@ -14,30 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tdnet_ops import autograd, backends, gradients, reference
+from tdnet_ops import autograd, backends, definitions, flop_counts
 from tdnet_ops.operators import OPERATORS
-from tdnet_ops.operators.operator import Operator, named
+from tdnet_ops.operators.operator import Operator
 from tdnet_ops.triton.run import run
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU"}
-
-
-def _reference_kernel(operator: Operator) -> Callable[..., Any]:
-    """The definition: half precision widened, results in the layout of every backend."""
-    definition = operator.definition or getattr(reference, operator.name)
-
-    def widened(value: Any) -> Any:
-        return gradients.wide(value) if isinstance(value, Tensor) else value
-
-    def kernel(*arguments: Any, **keywords: Any) -> Any:
-        results = operator.result(*arguments, **keywords)
-        bound = operator.bind(arguments, keywords)
-        bound = type(bound)(*(pytree.tree_map(widened, value) for value in bound))
-        # Copies: results never alias each other or an argument.
-        pytree.tree_map(lambda to, value: to.copy_(value), results, named(definition, bound))
-        return results
-
-    return kernel
 
 
 def _triton_kernel(operator: Operator, definition: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,7 +75,7 @@ def _autograd_kernel(name_space: str, operator: Operator, overload: Any) -> Call
 
 def _register(operator: Operator, name_space: str, library: torch.library.Library) -> None:
     name = operator.name
-    definition = _reference_kernel(operator)
+    definition = definitions.reference_kernel(operator)
     triton = name_space == "tdnet_triton"
     kernel = _triton_kernel(operator, definition) if triton else definition
     library.impl(name, kernel, "CompositeExplicitAutograd")
@@ -123,6 +105,8 @@ def _register_all() -> list[torch.library.Library]:
         for operator in OPERATORS.values():
             _register(operator, name_space, library)
         libraries.append(library)
+    definitions.give_to_torch()
+    flop_counts.give_to_torch()
     return libraries
 
 
