@@ -1,0 +1,5 @@
+"""The known blocks: a file for each package that has some, a row for each of its classes."""
+
+from tdnet_ops.swap.blocks import mmcv, timm
+
+KNOWN_BLOCKS = (*timm.KNOWN_BLOCKS, *mmcv.KNOWN_BLOCKS)

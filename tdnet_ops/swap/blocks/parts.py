@@ -1,0 +1,45 @@
+"""What the fused forwards of several blocks share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tdnet_ops.operators import attention_propagate
+from tdnet_ops.swap.fused_class import has_hooks
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projection: Any,
+    residual: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """projection(attention) + residual, in one pass where the projection is a bare matrix.
+
+    Args:
+        q, k, v: maps or tokens, as attention_propagate takes them, and its options.
+        projection: a module.
+        residual: added last.
+    """
+    if is_bare_matrix(projection):
+        weight, bias = projection.weight.flatten(1), projection.bias
+        return attention_propagate(q, k, v, residual, weight, bias, **options)
+    out = projection(attention_propagate(q, k, v, **options))
+    return out if residual is None else out + residual
+
+
+def is_bare_matrix(part: Any) -> bool:
+    """A linear layer or a 1x1 convolution of which nobody would miss the call."""
+    if has_hooks(part) or "forward" in vars(part):
+        return False
+    if type(part) is nn.Linear:
+        return True
+    return (
+        type(part) is nn.Conv2d
+        and part.groups == 1
+        and (part.kernel_size, part.stride, part.padding) == ((1, 1), (1, 1), (0, 0))
+    )
