@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from tdnet_ops.swap.fused_class import fuse, has_hooks
@@ -228,11 +228,12 @@ def _counted(block: nn.Module) -> Iterator[collections.Counter]:
     names = {id(part): name for name, part in block.named_modules() if name}
     called: collections.Counter = collections.Counter()
 
-    def count(module: nn.Module, _: Any) -> None:
+    def count(module: nn.Module, _: Any, output: Any) -> None:
         if id(module) in names:
             called[names[id(module)]] += 1
+            _mend_gradient(module, output)
 
-    handle = register_module_forward_pre_hook(count)
+    handle = register_module_forward_hook(count)
     try:
         yield called
     finally:
@@ -243,6 +244,17 @@ def _magnitude(x: Any) -> float:
     if not _differentiable(x) or x.numel() == 0:
         return 0.0
     return float(x.detach().abs().max())
+
+
+def _mend_gradient(module: nn.Module, output: Any) -> None:
+    """Hands a batch norm a gradient in the layout of its output.
+
+    For a batch of 1 in another layout, as a transposed product gives it, torch 2.14 computes a
+    wrong gradient on CPUs, which would count as the original's.
+    """
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and output.requires_grad:
+        layout = torch.empty_like(output)
+        output.register_hook(lambda gradient: layout.copy_(gradient))
 
 
 def _check_same(
