@@ -53,7 +53,7 @@ def in_chunks(
         queries, keys, grad_tokens = (gradients.tokens(x, heads) for x in (q, k, grad))
         grad_queries = torch.empty_like(queries)
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
-        for b, n in _chunks(*queries.shape[:2], keys.shape[1]):
+        for b, n in _chunks(queries.shape[0], queries.shape[1], keys.shape[1]):
             query, grad_out = queries[b, n], grad_tokens[b, n]
             # In place: what stands here at once is twice a chunk.
             minus_rows = -log_sum_exp[b, n, None]
