@@ -156,16 +156,11 @@ def _gradient(
     }
 
 
-def _cuda_limit(a: Any) -> str | None:
-    return None if a.heads == 1 else f"its kernel has one head, got {a.heads}"
-
-
 _OPERATOR = Operator(
     "attention_propagate",
     check_attention_propagate,
     empty=lambda a, shape: empty_map(a.q, shape),
     per_sample=("q", "k", "v", "residual"),
-    limits={"cuda": _cuda_limit},
     differentiated_by="attention_propagate_forward",
 )
 # Returns the log-sum-exp of each query's scaled logits too: the backward pass needs neither the
@@ -176,7 +171,6 @@ _FORWARD = Operator(
     check_attention_propagate,
     empty=_empty_with_log_sum_exp,
     per_sample=("q", "k", "v", "residual"),
-    limits={"cuda": _cuda_limit},
     save=_save,
     gradient=_gradient,
     public=False,

@@ -43,12 +43,15 @@ def check_tf32(sample: samples.Sample) -> None:
 
 def check_log_sum_exp(sample: samples.Sample, error: float, **options: bool) -> None:
     """Of the same call by attention_propagate_forward; `error` is relative to a logit's terms."""
-    q, k, *_, scale = arguments = (*sample.arguments(), *[None] * 7)[:7]
+    arguments = sample.arguments()
+    q, k, *_, scale, heads = arguments
     _, actual = torch.ops.tdnet_emulator.attention_propagate_forward(*arguments, **options)
-    factor = q.shape[1] ** -0.5 if scale is None else scale
-    queries, keys = q.flatten(2).double(), k.flatten(2).double()
-    expected = torch.logsumexp(torch.einsum("bcn,bcm->bnm", queries, keys) * factor, dim=2)
-    terms = torch.einsum("bcn,bcm->bnm", queries.abs(), keys.abs()).amax(2) * abs(factor)
+    queries, keys = (x.double().unflatten(1, (heads, -1)).flatten(3) for x in (q, k))
+    factor = queries.shape[2] ** -0.5 if scale is None else scale
+    logits = torch.einsum("bhcn,bhcm->bhnm", queries, keys) * factor
+    expected = torch.logsumexp(logits, dim=3).unflatten(2, q.shape[2:])
+    terms = torch.einsum("bhcn,bhcm->bhnm", queries.abs(), keys.abs()).amax(3) * abs(factor)
+    terms = terms.view_as(expected)
     bound = terms * error + 1e-5 * (1 + expected.abs())
     # Beyond float32 a logit is an infinity or NaN.
     held = expected.isfinite() & (terms < 1e37)

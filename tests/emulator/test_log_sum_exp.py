@@ -34,10 +34,10 @@ def example(dtype, key_channels, *, batch=2, queries=70, keys=KEYS, channels=12)
     return q, k, v
 
 
-def forward(q, k, v, scale, residual=None, weight=None, bias=None, **options):
+def forward(q, k, v, scale, residual=None, weight=None, bias=None, heads=1, **options):
     """Both results; the first is that of attention_propagate, to the last bit."""
     ops = torch.ops.tdnet_emulator
-    arguments = (q, k, v, residual, weight, bias, scale)
+    arguments = (q, k, v, residual, weight, bias, scale, heads)
     result, log_sum_exp = ops.attention_propagate_forward(*arguments, **options)
     alone = ops.attention_propagate(*arguments, **options)
     torch.testing.assert_close(result, alone, rtol=0, atol=0, equal_nan=True)
@@ -47,18 +47,19 @@ def forward(q, k, v, scale, residual=None, weight=None, bias=None, **options):
     return result, log_sum_exp
 
 
-def expected_rows(q, k, scale):
+def expected_rows(q, k, scale, heads=1):
     """torch.logsumexp in float64; a scale of 0 and an infinity are NaN, as in the product."""
-    factor = 1 / math.sqrt(q.shape[1]) if scale is None else scale
-    logits = torch.einsum("bcn,bcm->bnm", q.flatten(2).double(), k.flatten(2).double()) * factor
-    return torch.logsumexp(logits, dim=2)
+    queries, keys = (x.double().unflatten(1, (heads, -1)).flatten(3) for x in (q, k))
+    factor = 1 / math.sqrt(queries.shape[2]) if scale is None else scale
+    logits = torch.einsum("bhcn,bhcm->bhnm", queries, keys) * factor
+    return torch.logsumexp(logits, dim=3).unflatten(2, q.shape[2:])
 
 
-def check(q, k, v, scale, tolerance=2e-5, **options):
-    _, log_sum_exp = forward(q, k, v, scale, **options)
+def check(q, k, v, scale, tolerance=2e-5, heads=1, **options):
+    _, log_sum_exp = forward(q, k, v, scale, heads=heads, **options)
     torch.testing.assert_close(
         log_sum_exp.double(),
-        expected_rows(q, k, scale),
+        expected_rows(q, k, scale, heads),
         rtol=tolerance,
         atol=tolerance,
         equal_nan=True,
@@ -115,6 +116,22 @@ def test_projection_and_residual_leave_it(operators, dtype, out_channels, multip
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("key_channels", [5, 64])  # of a head
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_heads(operators, dtype, key_channels, layout, multiprocessors):
+    """Of a head's own channels; phi, which mixes heads, leaves it."""
+    operators.set(multiprocessors=multiprocessors)
+    heads = 3
+    tensors = example(dtype, heads * key_channels, channels=24)
+    q, k, v = (samples.place(x, layout) for x in tensors)
+    plain = check(q, k, v, None, heads=heads)
+    weight = normal(4, v.shape[1], dtype=dtype, seed=4)
+    _, projected = forward(q, k, v, None, weight=weight, heads=heads)
+    assert torch.equal(plain, projected)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64])
 @pytest.mark.parametrize("scale", [1.0, -1.0])
 @pytest.mark.parametrize("key_channels", [5, 64])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,8 +156,8 @@ def test_infinity_and_nan(operators, dtype, key_channels, scale, multiprocessors
     q[0, 0, 0, 3] = -torch.inf * scale  # a row of -inf
     q[1, 0, 0, 69] = torch.nan  # a row of NaN
     found = check(q, k, v, scale)
-    assert found[0, 3] == -torch.inf
-    assert found[1, 69].isnan()
+    assert found[0, 0, 0, 3] == -torch.inf
+    assert found[1, 0, 0, 69].isnan()
     assert found.isfinite().sum() == found.numel() - 2
 
 
@@ -189,4 +206,4 @@ def test_no_queries(operators, dtype):
     q, k, v = example(dtype, 64)
     result, log_sum_exp = forward(q[..., :0], k, v, None)
     assert result.shape == (2, 12, 1, 0)
-    assert log_sum_exp.shape == (2, 0)
+    assert log_sum_exp.shape == (2, 1, 1, 0)

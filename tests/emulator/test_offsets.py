@@ -22,6 +22,11 @@ PROGRAM = r"""
 
 using namespace tdnet::cuda;
 
+char* const kFirst = reinterpret_cast<char*>(4096);  // of maps of bytes
+
+// Where a map begins.
+long long start(const Map<char>& map) { return map.data - kFirst; }
+
 // Reads lines of a name and numbers, prints what the function of that name makes of them.
 int main() {
   char name[32];
@@ -41,14 +46,18 @@ int main() {
       problem.keys = int(x[4]);
       std::printf("%lld\n", (long long)problem.offset(x[0], x[1], x[2]));
     } else if (std::strcmp(name, "map") == 0) {
-      Map<float> map{};
-      map.batch = x[0], map.channel = x[1], map.row = x[2], map.column = x[3];
+      Map<char> map{};
+      map.data = kFirst, map.batch = x[0], map.channel = x[1], map.row = x[2], map.column = x[3];
       map.width = int(x[4]);
-      std::printf("%lld\n", (long long)map.offset(x[5], x[6], int(x[7])));
+      std::printf("%lld\n", start(map.at(x[5])) + (long long)map.offset(x[6], int(x[7])));
     } else if (std::strcmp(name, "long_row") == 0) {
-      Map<float> map{};
-      map.batch = x[0], map.channel = x[1], map.column = x[2];
-      std::printf("%lld\n", (long long)map.long_row_offset(x[3], x[4], x[5]));
+      Map<char> map{};
+      map.data = kFirst, map.batch = x[0], map.channel = x[1], map.column = x[2];
+      std::printf("%lld\n", start(map.at(x[3])) + (long long)map.long_row_offset(x[4], x[5]));
+    } else if (std::strcmp(name, "head") == 0) {
+      Heads<char> heads{};
+      heads.map.data = kFirst, heads.map.batch = x[0], heads.count = int(x[1]), heads.stride = x[2];
+      std::printf("%lld\n", start(heads.at(unsigned(x[3]))));
     } else if (std::strcmp(name, "token") == 0) {
       std::printf("%lld\n", (long long)token_offset(x[0], int(x[3]), int(x[1]), x[4]) + x[2]);
     } else if (std::strcmp(name, "mean") == 0) {
@@ -152,6 +161,31 @@ def test_maps(program, layout):
             place = (b, c, y, x)
             expected = sum(i * stride for i, stride in zip(place, strides, strict=True))
             cases.append(("map", [*strides, size[3], b, c, y * size[3] + x], expected))
+    check(program, cases, 2**40)
+
+
+# Sizes [B, heads, C, N]: strides of a batch and of a head beyond 2^31, 2^32 and 2^40, and their
+# multiples, and a count of batches and heads that has 31 bits.
+HEADS = [
+    (64, 8, 64, 2**21),
+    (3, 2**12, 2**9, 2**20),
+    (2**21, 2**10, 2, 2**10),
+    (2, 2, 2**31, 2**20),
+]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_heads(program, channels_last):
+    generator = random.Random(5)
+    cases: list[Case] = []
+    for batch, heads, channels, tokens in HEADS:
+        batch_stride, head_stride = heads * channels * tokens, channels
+        if not channels_last:
+            head_stride *= tokens
+        inside = [[generator.randrange(n) for n in (batch, heads)] for _ in range(20)]
+        for b, head in [last_of(batch, heads), *inside]:
+            expected = b * batch_stride + head * head_stride
+            cases.append(("head", [batch_stride, heads, head_stride, b * heads + head], expected))
     check(program, cases, 2**40)
 
 

@@ -21,12 +21,12 @@
 // the largest vanish (ex2.approx.ftz).
 //
 // Shape: queries x keys x channels       128 x 64 x 256   128 x 32 x 256   128 x 64 x 128
-//   shared memory, bytes                        119,848           78,888           87,080
+//   shared memory, bytes                        119,880           78,920           87,112
 //     values, two tiles                          65,536           32,768           32,768
 //     keys, two tiles                            16,384            8,192           16,384
 //     weights, two tiles; queries                32,768           16,384           32,768
 //     or the result, instead of all three        73,728           73,728           73,728
-//     maxima, row sums, work                      5,168            5,168            5,168
+//     maxima, row sums, work                      5,192            5,192            5,192
 //   registers of a thread, sm_80                     255              253              231
 //   ... and sm_86 to sm_120, up to                   255              255              249
 //     sums / queries / weights             128 / 32 / 32    128 / 32 / 16     64 / 32 / 32
@@ -74,8 +74,10 @@ struct Parameters {
 // The part of the problem that a block solves. It stands in shared memory: the registers are full.
 template <class T>
 struct Work {
-  int64_t b;
-  const T *keys, *values;  // the first of key_count, of the slice's channels
+  const T *keys, *values;              // the first of key_count, of the slice's channels
+  const T *queries, *bias, *residual;  // of the head: all of them
+  T* out;
+  unsigned b;
   int split, first_query, first_channel, key_count;
 };
 constexpr int kWorkBytes = sizeof(Work<__half>);
@@ -127,26 +129,30 @@ __device__ __forceinline__ Work<T> work_of_block(const Parameters<T>& parameters
   const Attention<T>& p = parameters.problem;
   const unsigned slices = parameters.slices, query_tiles = parameters.query_tiles;
   const unsigned row = blockIdx.x / slices, b = row / query_tiles;
+  const Map<const T> keys = p.keys.at(b), values = p.values.at(b);
   const int64_t tiles = divide_up(int64_t{p.key_count}, Shape::kKeys);
   const int first_key = static_cast<int>(tiles * blockIdx.y / gridDim.y) * Shape::kKeys;
   const int last_key = static_cast<int>(tiles * (blockIdx.y + 1) / gridDim.y) * Shape::kKeys;
   Work<T> work;
+  work.queries = p.queries.at(b).data;
+  work.bias = p.bias.at(b).data;
+  work.residual = p.residual.at(b).data;
+  work.out = p.out.at(b).data;
   work.b = b;
   work.split = blockIdx.y;
   work.first_query = (row - b * query_tiles) * kQueries;
   work.first_channel = (blockIdx.x - row * slices) * Shape::kChannels;
   work.key_count = min(last_key, p.key_count) - first_key;
-  work.keys = p.keys.data + token_offset(b, p.key_count, first_key, kDepth);
-  work.values =
-      p.values.data + token_offset(b, p.key_count, first_key, p.values.column) + work.first_channel;
+  work.keys = keys.data + keys.long_row_offset(0, first_key);
+  work.values = values.data + values.long_row_offset(work.first_channel, first_key);
   return work;
 }
 
 template <class T>
-__device__ __forceinline__ int64_t offset_of(const Map<T>& map, int64_t b, int channel, int token) {
-  if (token < map.width) return map.long_row_offset(b, channel, token);
+__device__ __forceinline__ int64_t offset_of(const Map<T>& map, int channel, int token) {
+  if (token < map.width) return map.long_row_offset(channel, token);
   const unsigned y = static_cast<unsigned>(token) / static_cast<unsigned>(map.width);
-  return map.long_row_offset(b, channel, token - static_cast<int>(y) * map.width) + y * map.row;
+  return map.long_row_offset(channel, token - static_cast<int>(y) * map.width) + y * map.row;
 }
 
 // --- load ----------------------------------------------------------------------------------------
@@ -183,23 +189,24 @@ struct TileCopy {
 };
 
 template <class Shape, class T>
-__device__ __forceinline__ void start_keys(Shared shared, const Work<T>& work, int tile) {
+__device__ __forceinline__ void start_keys(Shared shared, const Map<const T>& keys,
+                                           const Work<T>& work, int tile) {
   using Copy = TileCopy<Shape::kKeys, Shape::kDepthRow>;
   const int key = tile * Shape::kKeys;
-  const T* from = work.keys + token_offset(0, 0, key + Copy::row(), kDepth) + Copy::chunk() * 8;
-  Copy::start(shared, Shape::kKeysAt + tile % 2 * Shape::kKeyTile, from, kDepth,
+  const T* from = work.keys + keys.long_row_offset(0, key + Copy::row()) + Copy::chunk() * 8;
+  Copy::start(shared, Shape::kKeysAt + tile % 2 * Shape::kKeyTile, from, keys.column,
               work.key_count - key);
 }
 
 // Channels beyond the last repeat it: they are not stored.
 template <class Shape, class T>
-__device__ __forceinline__ void start_values(Shared shared, const Work<T>& work, int value_stride,
-                                             int tile) {
+__device__ __forceinline__ void start_values(Shared shared, const Map<const T>& values,
+                                             const Work<T>& work, int tile) {
   using Copy = TileCopy<Shape::kKeys, Shape::kValueRow>;
   const int key = tile * Shape::kKeys;
-  const T* from = work.values + token_offset(0, 0, key + Copy::row(), value_stride) +
-                  min(Copy::chunk() * 8, value_stride - 8 - work.first_channel);
-  Copy::start(shared, Shape::kValuesAt + tile % 2 * Shape::kValueTile, from, value_stride,
+  const T* from = work.values + values.long_row_offset(0, key + Copy::row()) +
+                  min(Copy::chunk() * 8, values.channels - 8 - work.first_channel);
+  Copy::start(shared, Shape::kValuesAt + tile % 2 * Shape::kValueTile, from, values.column,
               work.key_count - key);
 }
 
@@ -213,7 +220,7 @@ __device__ __forceinline__ void start_queries(Shared shared, uint32_t tile_at,
   for (int i = threadIdx.x; i < kQueries * kChunks; i += kThreads) {
     const int row = i / kChunks, chunk = i % kChunks, query = work.first_query + row;
     const bool exists = query < queries.tokens;
-    const T* from = queries.data + (exists ? offset_of(queries, work.b, chunk * 8, query) : 0);
+    const T* from = work.queries + (exists ? offset_of(queries, chunk * 8, query) : 0);
     copy_async_16(shared, tile_at + row * kDepth * 2 + chunk_place(row, chunk), from, exists);
   }
 }
@@ -224,7 +231,7 @@ __device__ __forceinline__ void gather_queries(Shared shared, uint32_t tile_at,
                                                const Map<const T>& queries, const Work<T>& work) {
   const int row = threadIdx.x % kQueries, query = work.first_query + row;
   const bool exists = query < queries.tokens;
-  const T* from = queries.data + (exists ? offset_of(queries, work.b, 0, query) : 0);
+  const T* from = work.queries + (exists ? offset_of(queries, 0, query) : 0);
 #pragma unroll 2
   for (int chunk = threadIdx.x / kQueries; chunk < kDepth / 8; chunk += kThreads / kQueries) {
     uint32_t pairs[4] = {};
@@ -253,7 +260,7 @@ __device__ __forceinline__ void prefetch_residual(const Map<const T>& residual, 
     const int query = work.first_query + (along_tokens ? first : line);
     const int channel = work.first_channel + (along_tokens ? line : first);
     if (query < residual.tokens && channel < residual.channels) {
-      prefetch_l2(residual.data + offset_of(residual, work.b, channel, query));
+      prefetch_l2(work.residual + offset_of(residual, channel, query));
     }
   }
 }
@@ -582,8 +589,8 @@ struct Writer {
   static constexpr int kPieces = Lines::kLines * Lines::kRun / 8 / 32;  // of 8 numbers, of one lane
 
   const Parameters<T>& parameters;
+  const Work<T>& work;
   float* stage;
-  int64_t b;
   int lane, first_query, first_channel;
 
   // Where number i of a line belongs.
@@ -594,23 +601,23 @@ struct Writer {
     return first_channel + (kAlongTokens ? line : i);
   }
   __device__ __forceinline__ bool exists(int line, int i) const {
-    const Map<T>& out = parameters.problem.out;
+    const Map<T>& out = parameters.problem.out.map;
     return query(line, i) < out.tokens && channel(line, i) < out.channels;
   }
   __device__ __forceinline__ float residual(int line, int i) const {
-    const Map<const T>& map = parameters.problem.residual;
-    return Number<T>::to_float(map.data[offset_of(map, b, channel(line, i), query(line, i))]);
+    const Map<const T>& map = parameters.problem.residual.map;
+    return Number<T>::to_float(work.residual[offset_of(map, channel(line, i), query(line, i))]);
   }
 
   __device__ __forceinline__ void write_numbers() const {
-    const Map<T>& out = parameters.problem.out;
+    const Map<T>& out = parameters.problem.out.map;
 #pragma unroll 1
     for (int at = lane; at < Lines::kLines * Lines::kRun; at += 32) {
       const int line = at / Lines::kRun, i = at % Lines::kRun;
       if (!exists(line, i)) continue;
       float number = stage[Lines::at(line, i)];
-      if (parameters.problem.residual.data) number += residual(line, i);
-      out.data[offset_of(out, b, channel(line, i), query(line, i))] = Number<T>::from_float(number);
+      if (work.residual) number += residual(line, i);
+      work.out[offset_of(out, channel(line, i), query(line, i))] = Number<T>::from_float(number);
     }
   }
 
@@ -621,20 +628,21 @@ struct Writer {
 
   // 16 bytes of the residual for each of this lane's pieces.
   __device__ __forceinline__ void load_residual(uint4 (&pieces)[kPieces]) const {
-    const Map<const T>& map = parameters.problem.residual;
+    const Map<const T>& map = parameters.problem.residual.map;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
       const int line = piece_line(32 * p + lane), first = piece_first(32 * p + lane);
       pieces[p] = make_uint4(0, 0, 0, 0);
       if (map.data && exists(line, first)) {
-        const T* from = map.data + map.long_row_offset(b, channel(line, first), query(line, first));
+        const T* from =
+            work.residual + map.long_row_offset(channel(line, first), query(line, first));
         pieces[p] = *reinterpret_cast<const uint4*>(from);
       }
     }
   }
 
   __device__ __forceinline__ void write_vectors(const uint4 (&residuals)[kPieces]) const {
-    const Map<T>& out = parameters.problem.out;
+    const Map<T>& out = parameters.problem.out.map;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
       const int line = piece_line(32 * p + lane), first = piece_first(32 * p + lane);
@@ -649,7 +657,7 @@ struct Writer {
         numbers[2 * i] += two.x;
         numbers[2 * i + 1] += two.y;
       }
-      store_vector(out.data + out.long_row_offset(b, channel(line, first), query(line, first)),
+      store_vector(work.out + out.long_row_offset(channel(line, first), query(line, first)),
                    numbers);
     }
   }
@@ -663,8 +671,8 @@ __device__ __forceinline__ void store_log_sum_exp(const Attention<T>& p, const W
   if (work.first_channel > 0 || warp.member() > 0 || warp.lane() % 4 > 0) return;
   for_each_row([&](int m, int h) {
     const int query = work.first_query + warp.row(m, h);
-    if (query >= p.out.tokens) return;
-    p.log_sum_exp[token_offset(work.b, p.out.tokens, query, 1)] =
+    if (query >= p.out.map.tokens) return;
+    p.log_sum_exp[token_offset(work.b, p.out.map.tokens, query, 1)] =
         log_sum_exp(warp.maximum[m][h] * p.scale, row_sum[m][h]);
   });
 }
@@ -686,7 +694,7 @@ __device__ __forceinline__ void store_result(const Parameters<T>& parameters, co
     const int first_channel =
         work.first_channel + warp.member() * Shape::kWarpChannels + round * Lines::kChannels;
     const Writer<kAlongTokens, T> writer{
-        parameters, stage, work.b, lane, work.first_query + warp.first_query(), first_channel};
+        parameters, work, stage, lane, work.first_query + warp.first_query(), first_channel};
     uint4 residuals[Writer<kAlongTokens, T>::kPieces];
     if (parameters.vectors) writer.load_residual(residuals);
     __syncwarp();  // The round before has been read.
@@ -696,8 +704,9 @@ __device__ __forceinline__ void store_result(const Parameters<T>& parameters, co
       float bias[2] = {0.f, 0.f};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (p.bias && first_channel + column + i < p.out.channels) {
-          bias[i] = Number<T>::to_float(p.bias[first_channel + column + i]);
+        const int channel = first_channel + column + i;
+        if (work.bias && channel < p.out.map.channels) {
+          bias[i] = Number<T>::to_float(work.bias[p.bias.map.offset(channel, 0)]);
         }
       }
       for_each_row([&](int m, int h) {
@@ -728,10 +737,10 @@ __device__ __forceinline__ void store_partial(const Attention<T>& p, const Work<
   warp.finish_row_sums(row_sum);
   for_each_row([&](int m, int h) {
     const int query = work.first_query + warp.row(m, h);
-    if (query >= p.out.tokens) return;
+    if (query >= p.out.map.tokens) return;
     // 1: nothing but -inf, all sums are 0 or NaN.
     const float inverse = row_sum[m][h] == 0.f ? 1.f : __frcp_rn(row_sum[m][h]);
-    const int64_t row = PartialSums::row(work.split, p.batch, work.b, p.out.tokens, query);
+    const int64_t row = PartialSums::row(work.split, p.batch, work.b, p.out.map.tokens, query);
     if (work.first_channel == 0 && warp.member() == 0 && warp.lane() % 4 == 0) {
       p.partial.maxima[row] = p.scale < 0.f ? -warp.maximum[m][h] : warp.maximum[m][h];
       p.partial.row_sums[row] = row_sum[m][h];
@@ -753,8 +762,8 @@ __device__ __forceinline__ void store_partial(const Attention<T>& p, const Work<
 // The sums over all keys. The first two tiles of keys and the first of values are here, for this
 // thread at least.
 template <class T, class Shape>
-__device__ __forceinline__ void make_sums(Warp<T, Shape>& warp, const Work<T>& work,
-                                          int value_stride, float outgrown) {
+__device__ __forceinline__ void make_sums(Warp<T, Shape>& warp, const Attention<T>& p,
+                                          const Work<T>& work, float outgrown) {
   warp.clear_sums();
   bool exactly = true;
   int tile = 0;
@@ -764,8 +773,8 @@ __device__ __forceinline__ void make_sums(Warp<T, Shape>& warp, const Work<T>& w
     warp.collect_row_sums();
     if (keys_left <= Shape::kKeys) break;
     warp.multiply_and_weigh(tile % 2, [&] {
-      start_values<Shape>(warp.shared, work, value_stride, tile + 1);
-      start_keys<Shape>(warp.shared, work, tile + 2);
+      start_values<Shape>(warp.shared, p.values.map, work, tile + 1);
+      start_keys<Shape>(warp.shared, p.keys.map, work, tile + 2);
       copy_async_commit();
     });
     copy_async_wait<0>();
@@ -779,24 +788,23 @@ template <class T, class Shape>
 __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parameters) {
   TDNET_DYNAMIC_SHARED(memory);
   const Attention<T>& p = parameters.problem;
-  const int value_stride = static_cast<int>(p.values.column);
   const Shared shared = shared_at(memory);
   Work<T>& work = *reinterpret_cast<Work<T>*>(memory + Shape::kWorkAt);
   if (threadIdx.x == 0) work = work_of_block<Shape>(parameters);
   __syncthreads();
 
-  if (p.queries.access == Access::kVectors) {
-    start_queries(shared, Shape::kQueriesAt, p.queries, work);
+  if (p.queries.map.access == Access::kVectors) {
+    start_queries(shared, Shape::kQueriesAt, p.queries.map, work);
   } else {
-    gather_queries(shared, Shape::kQueriesAt, p.queries, work);
+    gather_queries(shared, Shape::kQueriesAt, p.queries.map, work);
   }
-  start_keys<Shape>(shared, work, 0);
+  start_keys<Shape>(shared, p.keys.map, work, 0);
   copy_async_commit();
-  start_values<Shape>(shared, work, value_stride, 0);
-  start_keys<Shape>(shared, work, 1);
+  start_values<Shape>(shared, p.values.map, work, 0);
+  start_keys<Shape>(shared, p.keys.map, work, 1);
   copy_async_commit();
-  if (p.residual.data && gridDim.y == 1) {
-    prefetch_residual(p.residual, parameters.along_tokens, Shape::kChannels, work);
+  if (work.residual && gridDim.y == 1) {
+    prefetch_residual(p.residual.map, parameters.along_tokens, Shape::kChannels, work);
   }
 
   Warp<T, Shape> warp(memory, parameters.log2_scale, parameters.raise);
@@ -804,7 +812,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   __syncthreads();
   warp.take_queries();  // Weights take their place, after a barrier in weigh_exactly.
   copy_async_wait<0>();
-  make_sums(warp, work, value_stride, parameters.outgrown);
+  make_sums(warp, p, work, parameters.outgrown);
 
   if (gridDim.y > 1) {
     store_partial(p, work, warp);
@@ -816,14 +824,6 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
 }
 
 // --- launch --------------------------------------------------------------------------------------
-
-// Rows that follow each other in memory as one row: offset_of then needs no division.
-template <class T>
-Map<T> with_long_rows(Map<T> map) {
-  if (map.width == 1) map.column = map.row;
-  if (map.row == map.width * map.column) map.width = map.tokens;
-  return map;
-}
 
 // Whether 8 numbers that are adjacent in `out` can be read or written at once in this map.
 template <class T>
@@ -841,23 +841,20 @@ cudaError_t launch_shape(const Attention<T>& problem, cudaStream_t stream) {
                            .log2_scale = problem.scale * kLog2E,
                            .raise = 0.f,
                            .outgrown = kOutgrown,
-                           .query_tiles = divide_up(problem.out.tokens, kQueries),
-                           .slices = divide_up(problem.out.channels, Shape::kChannels),
-                           .along_tokens = problem.out.channel != 1,
+                           .query_tiles = divide_up(problem.out.map.tokens, kQueries),
+                           .slices = divide_up(problem.out.map.channels, Shape::kChannels),
+                           .along_tokens = problem.out.map.channel != 1,
                            .vectors = false};
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     const int exponent = 12 + std::bit_width(unsigned(problem.key_count));  // kOutgrown each
     parameters.outgrown = std::ldexp(kOutgrown, -exponent);
     parameters.raise = exponent / parameters.log2_scale;
   }
-  Attention<T>& p = parameters.problem;
-  p.queries = with_long_rows(p.queries);
-  p.residual = with_long_rows(p.residual);
-  p.out = with_long_rows(p.out);
-  parameters.vectors = has_vectors(p.out, parameters.along_tokens) &&
-                       (!p.residual.data || has_vectors(p.residual, parameters.along_tokens));
-  const dim3 grid(grid_x(int64_t{parameters.slices} * parameters.query_tiles, p.batch),
-                  p.partial.splits);
+  const Map<const T>& residual = problem.residual.map;
+  parameters.vectors = has_vectors(problem.out.map, parameters.along_tokens) &&
+                       (!residual.data || has_vectors(residual, parameters.along_tokens));
+  const dim3 grid(grid_x(int64_t{parameters.slices} * parameters.query_tiles, problem.batch),
+                  problem.partial.splits);
   return launch(attend<T, Shape>, grid, dim3(kThreads), Shape::kBytes, stream, parameters);
 }
 
@@ -869,11 +866,11 @@ bool wide_slices(int channels) {
 
 }  // namespace
 
-int tensor_core_attention_splits(int batch, int queries, int channels, int key_count) {
+int tensor_core_attention_splits(int64_t batch, int queries, int channels, int key_count) {
   // A block fills a multiprocessor; a part of fewer than two tiles would cost more in its sums than
   // it saves.
   const int slices = divide_up(channels, wide_slices(channels) ? 256 : 128);
-  const int64_t blocks = int64_t{batch} * divide_up(queries, kQueries) * slices;
+  const int64_t blocks = batch * divide_up(queries, kQueries) * slices;
   const int64_t wanted = multiprocessor_count() / std::max<int64_t>(blocks, 1);
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, divide_up(key_count, 128)));
 }
@@ -883,7 +880,7 @@ cudaError_t launch_tensor_core_attention(const Attention<T>& problem, cudaStream
   using Wide = Shape<64, 256>;
   using WideOfFewKeys = Shape<32, 256>;
   using Narrow = Shape<64, 128>;
-  if (!wide_slices(problem.out.channels)) return launch_shape<T, Narrow>(problem, stream);
+  if (!wide_slices(problem.out.map.channels)) return launch_shape<T, Narrow>(problem, stream);
   if (shared_memory_limit() < Wide::kBytes) return launch_shape<T, WideOfFewKeys>(problem, stream);
   return launch_shape<T, Wide>(problem, stream);
 }

@@ -15,11 +15,11 @@ namespace tdnet::cuda {
 constexpr float kLeastScale = 1e-28f;
 
 // Parts of the keys that fill the current device.
-int tensor_core_attention_splits(int batch, int queries, int channels, int key_count);
+int tensor_core_attention_splits(int64_t batch, int queries, int channels, int key_count);
 
 // For T = __half or __nv_bfloat16. What the problem must be, besides: queries of 64 channels, keys
-// and values with Access::kVectors and all tokens in one row, values.column a multiple of 8, no
-// less than out.channels; |scale| >= kLeastScale.
+// and values with Access::kVectors and all tokens in one row, no fewer channels of values than of
+// `out`; |scale| >= kLeastScale.
 template <class T>
 cudaError_t launch_tensor_core_attention(const Attention<T>& problem, cudaStream_t stream);
 

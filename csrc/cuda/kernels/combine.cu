@@ -3,7 +3,7 @@
 // where channels or tokens are adjacent.
 
 #include "../../arithmetic.h"
-#include "../primitives/numbers.cuh"
+#include "../tiles/maps.cuh"
 #include "../tiles/softmax.cuh"
 #include "combine.cuh"
 #include "grid.h"
@@ -21,12 +21,12 @@ struct CombinedRow {
   int64_t first, stride;  // of the query in the parts' maxima and row sums
   float maximum = minus_infinity(), total = 0.f;
 
-  __device__ __forceinline__ CombinedRow(const Attention<T>& p, float log2_scale, int64_t b,
+  __device__ __forceinline__ CombinedRow(const Attention<T>& p, float log2_scale, unsigned b,
                                          int query)
       : p(p),
         log2_scale(log2_scale),
-        first(PartialSums::row(0, p.batch, b, p.out.tokens, query)),
-        stride(PartialSums::row(1, p.batch, 0, p.out.tokens, 0)) {
+        first(PartialSums::row(0, p.batch, b, p.out.map.tokens, query)),
+        stride(PartialSums::row(1, p.batch, 0, p.out.map.tokens, 0)) {
     for (int s = 0; s < p.partial.splits; ++s) {
       maximum = fmaxf(maximum, p.partial.maxima[first + s * stride]);
     }
@@ -52,42 +52,37 @@ struct CombinedRow {
   }
 };
 
-template <class T>
-__device__ __forceinline__ float with_bias_and_residual(const Attention<T>& p, float value,
-                                                        int64_t b, int query, int channel) {
-  if (p.bias) value += Number<T>::to_float(p.bias[channel]);
-  if (p.residual.data) {
-    value += Number<T>::to_float(p.residual.data[p.residual.offset(b, channel, query)]);
-  }
-  return value;
-}
-
 // Grid: x query tiles of all batches, y tiles of channels.
 template <class T>
 __global__ void __launch_bounds__(kSide* kRowsAtOnce)
-    combine(const Attention<T> p, float log2_scale) {
+    combine(const __grid_constant__ Attention<T> p, float log2_scale) {
   __shared__ float tile[kSide][kSide + 1];
-  const int query_tiles = divide_up(p.out.tokens, kSide);
-  const int64_t b = blockIdx.x / query_tiles;
+  const int query_tiles = divide_up(p.out.map.tokens, kSide);
+  const unsigned b = blockIdx.x / query_tiles;
   const int first_query = blockIdx.x % query_tiles * kSide, first_channel = blockIdx.y * kSide;
   for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
     const int query = first_query + y, channel = first_channel + threadIdx.x;
-    if (query < p.out.tokens && channel < p.out.channels) {
+    if (query < p.out.map.tokens && channel < p.out.map.channels) {
       const CombinedRow<T> row(p, log2_scale, b, query);
       if (p.log_sum_exp && channel == 0) {
-        p.log_sum_exp[token_offset(b, p.out.tokens, query, 1)] =
+        p.log_sum_exp[token_offset(b, p.out.map.tokens, query, 1)] =
             log_sum_exp(row.maximum * fabsf(p.scale), row.total);
       }
-      tile[y][threadIdx.x] = with_bias_and_residual(p, row.mean(channel), b, query, channel);
+      tile[y][threadIdx.x] = row.mean(channel);
     }
   }
   __syncthreads();
-  const bool along_tokens = p.out.access == Access::kTokens;
+  const Map<const T> bias = p.bias.at(b), residual = p.residual.at(b);
+  const Map<T> out = p.out.at(b);
+  const bool along_tokens = out.access == Access::kTokens;
   for (int y = threadIdx.y; y < kSide; y += kRowsAtOnce) {
     const int row = along_tokens ? threadIdx.x : y, column = along_tokens ? y : threadIdx.x;
     const int query = first_query + row, channel = first_channel + column;
-    if (query < p.out.tokens && channel < p.out.channels) {
-      p.out.data[p.out.offset(b, channel, query)] = Number<T>::from_float(tile[row][column]);
+    if (query < out.tokens && channel < out.channels) {
+      float value = tile[row][column];
+      if (bias.data) value += number_at(bias, channel, 0);
+      if (residual.data) value += number_at(residual, channel, query);
+      out.data[out.offset(channel, query)] = Number<T>::from_float(value);
     }
   }
 }
@@ -96,8 +91,8 @@ __global__ void __launch_bounds__(kSide* kRowsAtOnce)
 
 template <class T>
 cudaError_t launch_combine(const Attention<T>& problem, float log2_scale, cudaStream_t stream) {
-  const dim3 grid(grid_x(divide_up(problem.out.tokens, kSide), problem.batch),
-                  divide_up(problem.out.channels, kSide));
+  const dim3 grid(grid_x(divide_up(problem.out.map.tokens, kSide), problem.batch),
+                  divide_up(problem.out.map.channels, kSide));
   return launch(combine<T>, grid, dim3(kSide, kRowsAtOnce), 0, stream, problem, log2_scale);
 }
 

@@ -204,10 +204,11 @@ __device__ __forceinline__ void store_result(const Convolution<T>& p, int64_t b,
     }
     if (a == p.addend_count) break;
     const Addend<T>& addend = p.addends[a];
+    const Map<const T> map = addend.map.at(b);
     if constexpr (kRun > 1) {
       if (addend.vectors && channel < p.out_channels) {
         float numbers[kRun];
-        load_vector(addend.map.data + addend.map.offset(b, channel, token), numbers);
+        load_vector(map.data + map.offset(channel, token), numbers);
 #pragma unroll
         for (int i = 0; i < kRun; ++i) total[i] += numbers[i];
         continue;
@@ -217,7 +218,7 @@ __device__ __forceinline__ void store_result(const Convolution<T>& p, int64_t b,
     for (int i = 0; i < kRun; ++i) {
       const int c = channel + i * along_channels, t = token + i * along_tokens;
       if (c >= p.out_channels) break;
-      total[i] += Number<T>::to_float(addend.map.data[addend.map.offset(b, c, t)]);
+      total[i] += Number<T>::to_float(map.data[map.offset(c, t)]);
     }
   }
 #pragma unroll

@@ -10,7 +10,7 @@
 namespace tdnet::cuda {
 
 // Blocks of all batches, or more than a grid holds: the launch then fails with its own error.
-inline unsigned grid_x(int64_t tiles, int batch) {
+inline unsigned grid_x(int64_t tiles, int64_t batch) {
   return static_cast<unsigned>(std::min<int64_t>(tiles * batch, 0xffffffff));
 }
 

@@ -1,4 +1,5 @@
-// A map of any strides to tokens [B, tokens, channel_stride], zeros beyond its channels.
+// Heads of maps of any strides to tokens [B * heads, tokens, channel_stride], zeros beyond their
+// channels.
 
 #pragma once
 
@@ -7,7 +8,7 @@
 namespace tdnet::cuda {
 
 template <class T>
-cudaError_t launch_pack_tokens(const Map<const T>& map, int batch, T* tokens,
+cudaError_t launch_pack_tokens(const Heads<const T>& heads, int64_t batch, T* tokens,
                                int64_t channel_stride, cudaStream_t stream);
 
 }  // namespace tdnet::cuda

@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto load_next = [&] {
     if (next_tile < last_tile) {
       load_tile<kQueries, kDepth, kThreads>(queries + loaded % kStages * Memory<T>::kQueryStage,
-                                            kQueryStride, p.queries, b, next_tile * kQueries,
+                                            kQueryStride, p.queries.at(b), next_tile * kQueries,
                                             next_chunk * kDepth);
       ++loaded;
       if (++next_chunk == chunks) {

@@ -83,7 +83,7 @@ struct KeyRange {
 // and one newer group of copies with it; further chunks are loaded here.
 template <Engine kEngine, class T>
 __device__ __forceinline__ void compute_logits(const Attention<T>& p, SharedTiles<T>& tiles,
-                                               int64_t b, int first_query, int first_key,
+                                               unsigned b, int first_query, int first_key,
                                                Logits& logits) {
   using Tiles = SharedTiles<T>;
   logits.clear();
@@ -91,9 +91,9 @@ __device__ __forceinline__ void compute_logits(const Attention<T>& p, SharedTile
     if (channel == 0) {
       copy_async_wait<1>();
     } else {
-      load_tile<kQueries, kDepth, kThreads>(tiles.queries, Tiles::kDepthStride, p.queries, b,
+      load_tile<kQueries, kDepth, kThreads>(tiles.queries, Tiles::kDepthStride, p.queries.at(b),
                                             first_query, channel);
-      load_tile<kKeys, kDepth, kThreads>(tiles.keys, Tiles::kDepthStride, p.keys, b, first_key,
+      load_tile<kKeys, kDepth, kThreads>(tiles.keys, Tiles::kDepthStride, p.keys.at(b), first_key,
                                          channel);
       copy_async_commit();
       copy_async_wait<0>();
@@ -103,7 +103,7 @@ __device__ __forceinline__ void compute_logits(const Attention<T>& p, SharedTile
     multiply_add<kEngine, kDepth, Operand::kDepthAlong>(
         logits, tiles.queries + row * Tiles::kDepthStride, Tiles::kDepthStride, tiles.keys,
         Tiles::kDepthStride);
-    if (channel + kDepth >= p.queries.channels) return;
+    if (channel + kDepth >= p.queries.map.channels) return;
     __syncthreads();
   }
 }
@@ -237,7 +237,7 @@ __device__ __forceinline__ void store_weights(const Logits& weights, const Share
 // neighbouring addresses in either layout. A row of nothing but -inf is NaN.
 template <class T>
 __device__ __forceinline__ void store_result(const Attention<T>& p, const SharedTiles<T>& tiles,
-                                             int64_t b, int first_query, int first_channel,
+                                             unsigned b, int first_query, int first_channel,
                                              const RowState& rows, const Sums& sums) {
   constexpr int kStride = SharedTiles<T>::kStageStride;
   const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * kWarpQueries;
@@ -252,41 +252,41 @@ __device__ __forceinline__ void store_result(const Attention<T>& p, const Shared
     }
   }
   __syncthreads();
-  const bool along_tokens = p.out.access == Access::kTokens;
+  const Map<const T> bias = p.bias.at(b), residual = p.residual.at(b);
+  const Map<T> out = p.out.at(b);
+  const bool along_tokens = out.access == Access::kTokens;
   for (int i = threadIdx.x; i < kQueries * kChannels; i += kThreads) {
     const int row = along_tokens ? i % kQueries : i / kChannels;
     const int column = along_tokens ? i / kQueries : i % kChannels;
     const int query = first_query + row, channel = first_channel + column;
-    if (query >= p.out.tokens || channel >= p.out.channels) continue;
+    if (query >= out.tokens || channel >= out.channels) continue;
     float value = tiles.stage[row * kStride + column];
-    if (p.bias) value += Number<T>::to_float(p.bias[channel]);
-    if (p.residual.data) {
-      value += Number<T>::to_float(p.residual.data[p.residual.offset(b, channel, query)]);
-    }
-    p.out.data[p.out.offset(b, channel, query)] = Number<T>::from_float(value);
+    if (bias.data) value += number_at(bias, channel, 0);
+    if (residual.data) value += number_at(residual, channel, query);
+    out.data[out.offset(channel, query)] = Number<T>::from_float(value);
   }
 }
 
 template <class T>
-__device__ __forceinline__ void store_log_sum_exp(const Attention<T>& p, int64_t b, int first_query,
-                                                  const RowState& rows) {
+__device__ __forceinline__ void store_log_sum_exp(const Attention<T>& p, unsigned b,
+                                                  int first_query, const RowState& rows) {
   const int lane = threadIdx.x % 32;
   if (lane % 4 > 0) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int query = first_query + threadIdx.x / 32 * kWarpQueries + fragment_row(lane, 2 * h);
-    if (query >= p.out.tokens) continue;
-    p.log_sum_exp[token_offset(b, p.out.tokens, query, 1)] =
+    if (query >= p.out.map.tokens) continue;
+    p.log_sum_exp[token_offset(b, p.out.map.tokens, query, 1)] =
         log_sum_exp(rows.maximum[h] * fabsf(p.scale), rows.sum[h]);
   }
 }
 
 template <class T>
-__device__ __forceinline__ void store_partial(const Attention<T>& p, int64_t b, int split,
+__device__ __forceinline__ void store_partial(const Attention<T>& p, unsigned b, int split,
                                               int first_query, int first_channel,
                                               const RowState& rows, const Sums& sums) {
   const int lane = threadIdx.x % 32;
-  const int queries = p.out.tokens;
+  const int queries = p.out.map.tokens;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int query = first_query + threadIdx.x / 32 * kWarpQueries + fragment_row(lane, 2 * h);
@@ -301,7 +301,7 @@ __device__ __forceinline__ void store_partial(const Attention<T>& p, int64_t b, 
 #pragma unroll
       for (int i = 2 * h; i < 2 * h + 2; ++i) {
         const int channel = first_channel + 8 * n + fragment_column(lane, i);
-        if (channel < p.out.channels) {
+        if (channel < p.out.map.channels) {
           p.partial.means[p.partial.mean(row, channel)] = sums.at[0][n][i];
         }
       }
@@ -315,8 +315,8 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
   using Tiles = SharedTiles<T>;
   TDNET_DYNAMIC_SHARED(memory);
   Tiles tiles(memory);
-  const int query_tiles = divide_up(p.out.tokens, kQueries);
-  const int64_t b = blockIdx.x / query_tiles;
+  const int query_tiles = divide_up(p.out.map.tokens, kQueries);
+  const unsigned b = blockIdx.x / query_tiles;
   const int first_query = blockIdx.x % query_tiles * kQueries;
   const int first_channel = blockIdx.y * kChannels;
   const KeyRange range(p.key_count, blockIdx.z, p.partial.splits);
@@ -331,17 +331,18 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
   for (int first_key = range.first; first_key < range.last; first_key += kKeys) {
     __syncthreads();  // The last tile has been read.
     if constexpr (kLogitsGiven) {
-      load_tile<kQueries, kKeys, kThreads>(tiles.weights, Tiles::kKeyStride, p.affinity, b,
+      load_tile<kQueries, kKeys, kThreads>(tiles.weights, Tiles::kKeyStride, p.affinity.at(b),
                                            first_query, first_key);
     } else {
-      if (first_key == range.first || p.queries.channels > kDepth) {
-        load_tile<kQueries, kDepth, kThreads>(tiles.queries, Tiles::kDepthStride, p.queries, b,
+      if (first_key == range.first || p.queries.map.channels > kDepth) {
+        load_tile<kQueries, kDepth, kThreads>(tiles.queries, Tiles::kDepthStride, p.queries.at(b),
                                               first_query, 0);
       }
-      load_tile<kKeys, kDepth, kThreads>(tiles.keys, Tiles::kDepthStride, p.keys, b, first_key, 0);
+      load_tile<kKeys, kDepth, kThreads>(tiles.keys, Tiles::kDepthStride, p.keys.at(b), first_key,
+                                         0);
     }
     copy_async_commit();
-    load_tile<kKeys, kChannels, kThreads>(tiles.values, Tiles::kChannelStride, p.values, b,
+    load_tile<kKeys, kChannels, kThreads>(tiles.values, Tiles::kChannelStride, p.values.at(b),
                                           first_key, first_channel);
     copy_async_commit();
 
@@ -374,8 +375,8 @@ __global__ void __launch_bounds__(kThreads, 2) propagate(const __grid_constant__
 
 template <class T, Engine kEngine>
 cudaError_t launch_engine(const Attention<T>& p, cudaStream_t stream) {
-  const dim3 grid(grid_x(divide_up(p.out.tokens, kQueries), p.batch),
-                  divide_up(p.out.channels, kChannels), p.partial.splits);
+  const dim3 grid(grid_x(divide_up(p.out.map.tokens, kQueries), p.batch),
+                  divide_up(p.out.map.channels, kChannels), p.partial.splits);
   if (p.affinity.data) {
     return launch(propagate<T, kEngine, true>, grid, dim3(kThreads), SharedTiles<T>::kBytes, stream,
                   p);
@@ -386,11 +387,10 @@ cudaError_t launch_engine(const Attention<T>& p, cudaStream_t stream) {
 
 }  // namespace
 
-int propagate_splits(int batch, int queries, int channels, int key_count) {
+int propagate_splits(int64_t batch, int queries, int channels, int key_count) {
   // Two blocks a multiprocessor hide each other's copies; a part of fewer than two key tiles would
   // cost more in its sums than it saves.
-  const int64_t blocks =
-      int64_t{batch} * divide_up(queries, kQueries) * divide_up(channels, kChannels);
+  const int64_t blocks = batch * divide_up(queries, kQueries) * divide_up(channels, kChannels);
   const int64_t wanted = 2 * multiprocessor_count() / std::max<int64_t>(blocks, 1);
   const int64_t most = divide_up(key_count, 2 * kKeys);
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, most));

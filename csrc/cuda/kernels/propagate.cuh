@@ -8,7 +8,7 @@
 namespace tdnet::cuda {
 
 // Splits of the keys that fill the current device.
-int propagate_splits(int batch, int queries, int channels, int key_count);
+int propagate_splits(int64_t batch, int queries, int channels, int key_count);
 
 // Half precision on tensor cores; float32 on tensor cores as TF32 if allowed, else in full.
 template <class T>

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int c = 0; c < kRun; ++c) best[c] = maximum(best[c], numbers[c]);
     }
   }
-  T* to = p.out.data + p.out.offset(b, channel, token);
+  T* to = p.out.at(b).data + p.out.offset(channel, token);
   if constexpr (kRun == 1) {
     *to = Number<T>::from_float(best[0]);
   } else {

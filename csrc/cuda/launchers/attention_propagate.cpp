@@ -13,6 +13,14 @@
 namespace tdnet::cuda {
 namespace {
 
+Logits logits_of(const Tensor& q, const Tensor& k, std::optional<double> scale, int64_t heads) {
+  return {.q = q,
+          .k = k,
+          .scale = scale_or_default(scale, q.size(1) / heads),
+          .heads = heads,
+          .affinity = {}};
+}
+
 Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
                            const std::optional<Tensor>& residual,
                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
@@ -22,14 +30,12 @@ Tensor attention_propagate(const Tensor& q, const Tensor& k, const Tensor& v,
     return call_operator("tdnet_reference::attention_propagate", q, k, v, residual, weight, bias,
                          scale, heads, allow_tf32)[0];
   }
-  check(heads == 1, "heads: the kernel has one, got ", heads);
   Tensor out = empty_map(q, q.scalar_type(), shape);
-  propagate({.q = q, .k = k, .scale = scale_or_default(scale, q.size(1)), .affinity = {}}, v,
-            {residual, weight, bias}, allow_tf32, out);
+  propagate(logits_of(q, k, scale, heads), v, {residual, weight, bias}, allow_tf32, out);
   return out;
 }
 
-// Also the log-sum-exp of each query's logits [B, N], for the backward.
+// Also the log-sum-exp of each query's logits [B, heads, H, W].
 std::tuple<Tensor, Tensor> attention_propagate_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& residual,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
@@ -40,12 +46,11 @@ std::tuple<Tensor, Tensor> attention_propagate_forward(
                                           residual, weight, bias, scale, heads, allow_tf32);
     return {results[0], results[1]};
   }
-  check(heads == 1, "heads: the kernel has one, got ", heads);
   Tensor out = empty_map(q, q.scalar_type(), shape);
   const MapShape rows{q.size(0), heads, q.size(2), q.size(3)};
   Tensor log_sum_exp = new_result(q, rows, ScalarType::Float);
-  propagate({.q = q, .k = k, .scale = scale_or_default(scale, q.size(1)), .affinity = {}}, v,
-            {residual, weight, bias}, allow_tf32, out, &log_sum_exp);
+  propagate(logits_of(q, k, scale, heads), v, {residual, weight, bias}, allow_tf32, out,
+            &log_sum_exp);
   return {out, log_sum_exp};
 }
 

@@ -96,6 +96,20 @@ Map<const T> matrix_map(const std::string& name, const Tensor& x) {
   return map;
 }
 
+// A bias [C] as a map of one pixel, the same in all batches.
+template <class T>
+Map<const T> bias_map(const Tensor& bias) {
+  return {.data = static_cast<const T*>(bias.const_data_ptr()),
+          .batch = 0,
+          .channel = bias.stride(0),
+          .row = 0,
+          .column = 0,
+          .width = 1,
+          .tokens = 1,
+          .channels = static_cast<int>(bias.size(0)),
+          .access = Access::kAny};
+}
+
 // Result maps are whole: NCHW contiguous or channels_last.
 template <class T>
 Map<T> output_map(Tensor& x) {
@@ -110,6 +124,17 @@ Map<T> output_map(Tensor& x) {
           .tokens = static_cast<int>(height * width),
           .channels = static_cast<int>(x.size(1)),
           .access = x.stride(1) == 1 ? Access::kVectors : Access::kTokens};
+}
+
+// The heads of a map of tokens: rows that follow each other in memory are one row, so that kernels
+// need no division.
+template <class T>
+Heads<T> heads_of(Map<T> map, int64_t count) {
+  map.channels /= static_cast<int>(count);
+  if (map.access == Access::kVectors && map.channels % kVector<T> != 0) map.access = Access::kAny;
+  if (map.width == 1) map.column = map.row;
+  if (map.row == map.width * map.column) map.width = map.tokens;
+  return {.map = map, .count = static_cast<int>(count), .stride = map.channels * map.channel};
 }
 
 }  // namespace tdnet::cuda

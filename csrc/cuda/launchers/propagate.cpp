@@ -16,47 +16,37 @@
 namespace tdnet::cuda {
 namespace {
 
-// Keys or values as a matrix [B, tokens, stride] of adjacent, aligned channels; zeros beyond them.
+// Keys or values whose channels are whole vectors and whose tokens are one row: the map's own where
+// they are so already (channels_last), else copies, each with zeros beyond its channels: keys and
+// values are small beside the queries.
 template <class T>
-struct TokenMatrix {
-  Tensor storage;
-  int tokens;
-  int64_t stride;
-
-  const T* data() const { return static_cast<const T*>(storage.const_data_ptr()); }
-  Map<const T> map() const {
-    return {.data = data(),
-            .batch = tokens * stride,
-            .channel = 1,
-            .row = 0,
-            .column = stride,
-            .width = tokens,
-            .tokens = tokens,
-            .channels = static_cast<int>(stride),
-            .access = Access::kVectors};
+class TokenHeads {
+ public:
+  TokenHeads(const std::string& name, const Tensor& x, int64_t count, cudaStream_t stream)
+      : heads_(heads_of(map_of<T>(name, x), count)) {
+    const Map<const T> map = heads_.map;
+    if (map.access == Access::kVectors && map.width == map.tokens) return;
+    const int64_t batch = x.size(0) * count, channels = round_up(int64_t{map.channels}, 8);
+    copies_ = torch::stable::new_empty(x, std::array<int64_t, 3>{batch, map.tokens, channels});
+    T* data = static_cast<T*>(copies_->mutable_data_ptr());
+    check_launch(launch_pack_tokens(heads_, batch, data, channels, stream), "pack_tokens");
+    heads_ = {.map = {.data = data,
+                      .batch = map.tokens * channels,
+                      .channel = 1,
+                      .row = 0,
+                      .column = channels,
+                      .width = map.tokens,
+                      .tokens = map.tokens,
+                      .channels = static_cast<int>(channels),
+                      .access = Access::kVectors}};
   }
+
+  const Heads<const T>& heads() const { return heads_; }
+
+ private:
+  Heads<const T> heads_;
+  std::optional<Tensor> copies_;
 };
-
-// The map itself where it is such a matrix already (channels_last), else a copy: keys and values
-// are small beside the queries.
-template <class T>
-TokenMatrix<T> token_matrix(const std::string& name, const Tensor& x, cudaStream_t stream) {
-  constexpr int64_t kMultiple = 8;
-  const Map<const T> map = map_of<T>(name, x);
-  const int64_t batch = x.size(0), channels = x.size(1);
-  const bool whole = (x.size(3) == 1 || map.column == channels) &&
-                     (x.size(2) == 1 || map.row == map.width * channels) &&
-                     (batch == 1 || map.batch == map.tokens * channels);
-  if (map.access == Access::kVectors && channels % kMultiple == 0 && whole) {
-    return {x, map.tokens, channels};
-  }
-  const int64_t stride = round_up(channels, kMultiple);
-  Tensor tokens = torch::stable::new_empty(x, std::array<int64_t, 3>{batch, map.tokens, stride});
-  check_launch(launch_pack_tokens(map, static_cast<int>(batch),
-                                  static_cast<T*>(tokens.mutable_data_ptr()), stride, stream),
-               "pack_tokens");
-  return {tokens, map.tokens, stride};
-}
 
 // Memory for the means of `splits` parts of the keys; none for one part.
 class PartialStorage {
@@ -94,7 +84,7 @@ float log2_scale(const Logits& logits) {
 // Half precision, 64 channels of keys, and a scale that leaves room for what the kernel adds.
 template <class T>
 bool fits_tensor_core_attention(const Logits& logits) {
-  return sizeof(T) == 2 && logits.q && logits.q->size(1) == 64 &&
+  return sizeof(T) == 2 && logits.q && logits.q->size(1) / logits.heads == 64 &&
          std::abs(logits.scale) >= kLeastScale;
 }
 
@@ -104,33 +94,33 @@ void propagate_as(const Logits& logits, const Tensor& v, const Projection& proje
   const DeviceGuard guard(v);
   const cudaStream_t stream = current_stream(v);
   const Tensor folded = projection.weight ? fold(v, *projection.weight, allow_tf32) : v;
-  const TokenMatrix<T> values = token_matrix<T>("v", folded, stream);
-  std::optional<TokenMatrix<T>> keys;
-  std::optional<Tensor> bias;
-  if (projection.bias) bias = torch::stable::contiguous(*projection.bias);
+  const TokenHeads<T> values("v", folded, logits.heads, stream);
+  std::optional<TokenHeads<T>> keys;
 
   Attention<T> problem{};
-  problem.values = values.map();
-  if (bias) problem.bias = static_cast<const T*>(bias->const_data_ptr());
-  if (projection.residual) problem.residual = map_of<T>("residual", *projection.residual);
-  problem.out = output_map<T>(out);
+  problem.values = values.heads();
+  if (projection.bias) problem.bias = heads_of(bias_map<T>(*projection.bias), logits.heads);
+  if (projection.residual) {
+    problem.residual = heads_of(map_of<T>("residual", *projection.residual), logits.heads);
+  }
+  problem.out = heads_of(output_map<T>(out), logits.heads);
   if (log_sum_exp) problem.log_sum_exp = log_sum_exp->mutable_data_ptr<float>();
   problem.scale = static_cast<float>(logits.scale);
-  problem.batch = static_cast<int>(v.size(0));
-  problem.key_count = values.tokens;
+  problem.batch = v.size(0) * logits.heads;
+  problem.key_count = values.heads().map.tokens;
   if (logits.affinity) {
     problem.affinity = matrix_map<T>("affinity", *logits.affinity);
   } else {
-    keys = token_matrix<T>("k", *logits.k, stream);
-    problem.queries = map_of<T>("q", *logits.q);
-    problem.keys = keys->map();
+    keys.emplace("k", *logits.k, logits.heads, stream);
+    problem.queries = heads_of(map_of<T>("q", *logits.q), logits.heads);
+    problem.keys = keys->heads();
   }
 
   const bool tensor_cores = fits_tensor_core_attention<T>(logits);
-  const int queries = problem.out.tokens, channels = problem.out.channels;
+  const int queries = problem.out.map.tokens, channels = problem.out.map.channels;
   const auto choose_splits = tensor_cores ? tensor_core_attention_splits : propagate_splits;
   const int splits = choose_splits(problem.batch, queries, channels, problem.key_count);
-  PartialStorage partial(v, splits, int64_t{problem.batch} * queries, channels);
+  PartialStorage partial(v, splits, problem.batch * queries, channels);
   problem.partial = partial.pointers();
   if constexpr (sizeof(T) == 2) {
     if (tensor_cores) {
@@ -148,7 +138,10 @@ void propagate(const Logits& logits, const Tensor& v, const Projection& projecti
   if (out.numel() == 0) return;
   const int64_t queries = out.size(2) * out.size(3), keys = v.size(2) * v.size(3);
   const std::optional<Tensor>& weight = projection.weight;
-  if (weight && !folding_is_cheaper(queries, keys, weight->size(1), weight->size(0))) {
+  const auto folds = [&] {
+    return logits.heads == 1 && folding_is_cheaper(queries, keys, weight->size(1), weight->size(0));
+  };
+  if (weight && !folds()) {
     Tensor attended =
         empty_map(out, v.scalar_type(), {v.size(0), v.size(1), out.size(2), out.size(3)});
     propagate(logits, v, {}, allow_tf32, attended, log_sum_exp);

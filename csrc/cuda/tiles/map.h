@@ -32,11 +32,32 @@ struct Map {
     return y * row + x * column;
   }
   // Where the rows of pixels follow each other as one.
-  __host__ __device__ int64_t long_row_offset(int64_t b, int64_t c, int64_t token) const {
-    return b * batch + c * channel + token * column;
+  __host__ __device__ int64_t long_row_offset(int64_t c, int64_t token) const {
+    return c * channel + token * column;
   }
-  __host__ __device__ int64_t offset(int64_t b, int64_t c, int token) const {
-    return b * batch + c * channel + token_offset(token);
+  __host__ __device__ int64_t offset(int64_t c, int token) const {
+    return c * channel + token_offset(token);
+  }
+  // The b-th map.
+  __host__ __device__ Map at(int64_t b) const {
+    Map one = *this;
+    one.data += b * batch;
+    return one;
+  }
+};
+
+// The heads of maps [B, heads * C, H, W], B * heads maps of their own channels.
+template <class T>
+struct Heads {
+  Map<T> map;  // of a head, the first
+  int count = 1;
+  int64_t stride = 0;
+
+  // Divides: once a tile.
+  __host__ __device__ Map<T> at(unsigned b) const {
+    Map<T> one = map.at(b / count);
+    one.data += b % count * stride;
+    return one;
   }
 };
 

@@ -10,11 +10,16 @@
 
 namespace tdnet::cuda {
 
-// Copies tokens first_token .. + kRows - 1, channels first_channel .. + kColumns - 1 of batch b to
+template <class T>
+__device__ __forceinline__ float number_at(const Map<const T>& map, int channel, int token) {
+  return Number<T>::to_float(map.data[map.offset(channel, token)]);
+}
+
+// Copies tokens first_token .. + kRows - 1, channels first_channel .. + kColumns - 1 of one map to
 // tile[row][column], rows `stride` elements apart (whole 16 bytes), by kThreads threads; zeros
 // outside the map. With Access::kVectors the copies are asynchronous: commit and wait.
 template <int kRows, int kColumns, int kThreads, class T>
-__device__ __forceinline__ void load_tile(T* tile, int stride, const Map<const T>& map, int64_t b,
+__device__ __forceinline__ void load_tile(T* tile, int stride, const Map<const T>& map,
                                           int first_token, int first_channel) {
   constexpr int kChunks = kColumns / kVector<T>;
   static_assert(kRows * kChunks % kThreads == 0);
@@ -26,7 +31,7 @@ __device__ __forceinline__ void load_tile(T* tile, int stride, const Map<const T
       const int row = i / kChunks, column = i % kChunks * kVector<T>;
       const int token = first_token + row, channel = first_channel + column;
       const bool inside = token < map.tokens && channel < map.channels;
-      const T* from = map.data + (inside ? map.offset(b, channel, token) : 0);
+      const T* from = map.data + (inside ? map.offset(channel, token) : 0);
       copy_async_16(shared, (row * stride + column) * sizeof(T), from, inside);
     }
     return;
@@ -40,7 +45,7 @@ __device__ __forceinline__ void load_tile(T* tile, int stride, const Map<const T
     const int column = (along_channels ? i % kChunks : i / kRows) * kVector<T>;
     const int token = first_token + row, channel = first_channel + column;
     const bool inside = token < map.tokens && channel < map.channels;
-    const T* from = map.data + (inside ? map.offset(b, channel, token) : 0);
+    const T* from = map.data + (inside ? map.offset(channel, token) : 0);
     gather_vector(shared, (row * stride + column) * sizeof(T), from, map.channel,
                   inside ? map.channels - channel : 0);
   }
