@@ -7,6 +7,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,15 +22,35 @@ from tdnet_ops.swap.known_block import Forward, Refused, Size
 SIZES: tuple[Size, ...] = ((5, 7), (19, 23))
 # In float64 what is computed, in float32 that the kernels can do it. Difference by magnitude; some
 # blocks compute their softmax in float32 whatever comes.
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+TOLERANCES = {torch.float64: 2e-5, torch.float32: 1e-3}
 # Smaller magnitudes count as this.
 _LEAST_MAGNITUDE = 1e-3
 # And those of gradients as this share of the largest: that of a bias of keys is zero but for
 # rounding.
-_LEAST_SHARE = 1e-2
+_LEAST_SHARE = 0.1
 _GRADIENT = "the gradient of "
 
 Inputs = Callable[[Any, int, Size], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    dtype: torch.dtype
+    batch: int
+    size: Size
+    training: bool
+
+    def __str__(self) -> str:
+        mode = "train" if self.training else "eval"
+        return f"batch {self.batch}, {self.size[0]} x {self.size[1]}, {mode}"
+
+
+def _trials() -> Iterator[Trial]:
+    modes = (False, True)
+    for batch, size, training in itertools.product((1, 2), SIZES, modes):
+        yield Trial(torch.float64, batch, size, training)
+    for training in modes:
+        yield Trial(torch.float32, 2, SIZES[0], training)
 
 
 def verify(block: nn.Module, forward: Forward, inputs: Inputs) -> tuple[str, ...]:
@@ -47,14 +68,8 @@ def verify(block: nn.Module, forward: Forward, inputs: Inputs) -> tuple[str, ...
         raise Refused("it cannot be verified on the meta device")
     skipped: set[str] = set()
     with _undisturbed(block):
-        for dtype in TOLERANCES:
-            for batch, size, training in itertools.product((1, 2), SIZES, (False, True)):
-                if dtype == torch.float32 and (batch, size) != (2, SIZES[0]):
-                    continue
-                where = f"batch {batch}, {size[0]} x {size[1]}, {'train' if training else 'eval'}"
-                skipped |= _compare(
-                    *_twins(block, forward, dtype, training), inputs, batch, size, dtype, where
-                )
+        for trial in _trials():
+            skipped |= _compare(block, forward, inputs, trial)
     for name in sorted(skipped):
         if has_hooks(block.get_submodule(name)):
             raise Refused(f"{name} has hooks, and the fused forward does not call it")
@@ -74,19 +89,6 @@ def _undisturbed(block: nn.Module) -> Iterator[None]:
     ):
         torch.manual_seed(0)
         yield
-
-
-def _twins(
-    block: nn.Module, forward: Forward, dtype: torch.dtype, training: bool
-) -> tuple[nn.Module, nn.Module]:
-    try:
-        original = independent_copy(block).to(dtype).train(training)
-        _randomise(original)
-        fused = independent_copy(original)
-    except Exception as error:
-        raise Refused(f"it cannot be copied to be verified: {_told(error)}") from error
-    fuse(fused, forward)
-    return original, fused
 
 
 def independent_copy(block: nn.Module) -> nn.Module:
@@ -139,36 +141,45 @@ def _about_one(x: Tensor) -> Tensor:
     return torch.rand_like(x) + 0.5
 
 
-def _compare(
-    original: nn.Module,
-    fused: nn.Module,
-    inputs: Inputs,
-    batch: int,
-    size: Size,
-    dtype: torch.dtype,
-    where: str,
-) -> set[str]:
-    device = next((p.device for p in original.parameters()), torch.device("cpu"))
-    given = tree_map(lambda x: _cast(x, dtype, device), inputs(original, batch, size))
-    state = torch.random.get_rng_state()
+def _compare(block: nn.Module, forward: Forward, inputs: Inputs, trial: Trial) -> set[str]:
+    """Names of the parts that only the original calls."""
     try:
+        original = independent_copy(block).to(trial.dtype)
+        _randomise(original)
+    except Exception as error:
+        raise Refused(f"it cannot be copied to be verified: {_told(error)}") from error
+    device = next((p.device for p in original.parameters()), torch.device("cpu"))
+    given = inputs(original, trial.batch, trial.size)
+    given = tree_map(lambda x: _cast(x, trial.dtype, device), given)
+    try:
+        with torch.no_grad():
+            # A spectral norm estimates the new weights.
+            original.train()(*given)
+        original.train(trial.training)
+        fused = independent_copy(original)
+        state = torch.random.get_rng_state()
         expected, called = _run(original, given)
     except Exception as error:
-        raise Refused(f"it cannot be verified ({where}): {_told(error)}") from error
+        raise Refused(f"it cannot be verified ({trial}): {_told(error)}") from error
+    fuse(fused, forward)
     torch.random.set_rng_state(state)
     try:
         came, still_called = _run(fused, given)
     except Exception as error:
-        raise Refused(f"the fused forward fails ({where}): {_told(error)}") from error
+        raise Refused(f"the fused forward fails ({trial}): {_told(error)}") from error
+    _check_all(expected, came, trial)
+    return {name for name, count in called.items() if still_called[name] < count}
+
+
+def _check_all(expected: dict[str, Any], came: dict[str, Any], trial: Trial) -> None:
     if expected.keys() != came.keys():
         other = ", ".join(sorted(expected.keys() ^ came.keys()))
-        raise Refused(f"one forward gives {other}, the other one does not ({where})")
+        raise Refused(f"one forward gives {other}, the other one does not ({trial})")
     gradients = [name for name in expected if name.startswith(_GRADIENT)]
     share = _LEAST_SHARE * max((_magnitude(expected[name]) for name in gradients), default=0.0)
     for name, value in expected.items():
         least = max(_LEAST_MAGNITUDE, share if name in gradients else 0.0)
-        _check_same(name, value, came[name], least, TOLERANCES[dtype], where)
-    return {name for name, count in called.items() if still_called[name] < count}
+        _check_same(name, value, came[name], least, trial)
 
 
 def _cast(x: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -257,15 +268,13 @@ def _mend_gradient(module: nn.Module, output: Any) -> None:
         output.register_hook(lambda gradient: layout.copy_(gradient))
 
 
-def _check_same(
-    name: str, expected: Any, came: Any, least: float, tolerance: float, where: str
-) -> None:
+def _check_same(name: str, expected: Any, came: Any, least: float, trial: Trial) -> None:
     if not (isinstance(expected, Tensor) and isinstance(came, Tensor)):
         if expected is not came and expected != came:
-            raise Refused(f"{name} differs ({where}): {expected} became {came}")
+            raise Refused(f"{name} differs ({trial}): {expected} became {came}")
         return
     if (expected.shape, expected.dtype) != (came.shape, came.dtype):
-        raise Refused(f"{name} differs ({where}): {_kind(expected)} became {_kind(came)}")
+        raise Refused(f"{name} differs ({trial}): {_kind(expected)} became {_kind(came)}")
     if expected.numel() == 0:
         return
     expected, came = expected.detach().double(), came.detach().double()
@@ -273,8 +282,8 @@ def _check_same(
         raise Refused(f"it cannot be verified: {name} is not finite for random parameters")
     magnitude = max(_magnitude(expected), least)
     difference = float((expected - came).abs().max()) / magnitude
-    if not difference <= tolerance:
-        raise Refused(f"{name} differs by {difference:.2g} of its magnitude ({where})")
+    if not difference <= TOLERANCES[trial.dtype]:
+        raise Refused(f"{name} differs by {difference:.2g} of its magnitude ({trial})")
 
 
 def _kind(x: Tensor) -> str:

@@ -39,13 +39,14 @@ def step(block, inputs):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_it_computes_and_learns_the_same(name, training, batch):
     block, inputs = MAKERS[name]()
-    original = randomise(block).train(training)
-    fused = swapped(original)
-    given = inputs(batch)
+    original, given = randomise(block), inputs(batch)
+    with torch.no_grad():
+        original(*given)  # A spectral norm estimates the new weights.
+    fused = swapped(original.train(training))
     for expected, came in zip(step(original, given), step(fused, given), strict=True):
         largest = max((float(x.detach().abs().max()) for x in expected), default=0)
         for x, y in zip(expected, came, strict=True):
-            torch.testing.assert_close(y, x, rtol=0, atol=1e-5 * largest)
+            torch.testing.assert_close(y, x, rtol=0, atol=3e-5 * largest)
 
 
 @of_every_block

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import paper_blocks
 import pytest
 import torch
 from packages import load
@@ -211,7 +212,18 @@ class Remembers(Gated):
 
 def test_attention_weights_left_on_the_block_are_a_reason_to_refuse():
     refusal = refusal_of(Remembers(), Remembers, right)
-    assert refusal.startswith("one forward gives attribute attention, the other one does not")
+    assert refusal.startswith("attribute attention differs by ")
+
+
+def test_and_so_are_weights_that_are_returned():
+    paper_blocks.register_all()
+    refusal = refusal_of(paper_blocks.SpaceTimeMemoryReadWithWeights())
+    assert refusal.startswith("one forward gives its output, its output[0], its output[1]")
+
+
+def test_the_strongest_keys_are_not_all_keys():
+    paper_blocks.register_all()
+    assert re.match("its output" + DIFFERS, refusal_of(paper_blocks.CorrespondenceRead(top_k=50)))
 
 
 # --- Known classes whose forward is another -------------------------------------------------------
@@ -309,6 +321,30 @@ class Windows(nn.Module):
         return F.softmax(q @ k.transpose(-1, -2), -1) @ v
 
 
+def diffusers(**settings):
+    def make():
+        module = load("diffusers.models.attention_processor")
+        processor = getattr(module, settings.pop("processor", "AttnProcessor2_0"))()
+        return module.Attention(16, heads=1, dim_head=16, processor=processor, **settings)
+
+    return make
+
+
+def segformer(**settings):
+    def make():
+        module = load("transformers.models.segformer.modeling_segformer")
+        config = load("transformers").SegformerConfig(**settings)
+        return module.SegformerAttention(config, 16, 2, 2)
+
+    return make
+
+
+def pvt_with_dropout():
+    module = load("transformers.models.pvt.modeling_pvt")
+    config = load("transformers").PvtConfig(attention_probs_dropout_prob=0.1)
+    return module.PvtEfficientSelfAttention(config, 16, 2, 2)
+
+
 UNKNOWN = "it computes attention, but its class is not known"
 ALIKE = {
     "mmcv dot_product": (mmcv("dot_product"), "mode 'dot_product' divides by the number of keys"),
@@ -322,6 +358,18 @@ ALIKE = {
         lambda: load("timm.layers.non_local_attn").BatNonLocalAttn(8),
         "bilinear transforms of rows and columns",
     ),
+    "diffusers rescaled": (diffusers(rescale_output_factor=2.0), "its output is divided by 2.0"),
+    "diffusers cross": (diffusers(cross_attention_dim=8), "its keys are not of the map"),
+    "diffusers norms": (diffusers(qk_norm="layer_norm"), "it has a norm_q"),
+    "diffusers shared keys": (diffusers(kv_heads=2), "several heads share keys"),
+    "diffusers processor": (diffusers(processor="FusedAttnProcessor2_0"), "its processor is diff"),
+    "SegFormer weights": (segformer(attn_implementation="eager"), "it returns its attention w"),
+    "SegFormer dropout": (
+        segformer(attn_implementation="sdpa", attention_probs_dropout_prob=0.2),
+        "dropout of 0.2 on the affinity in training",
+    ),
+    "PVT dropout": (pvt_with_dropout, "dropout of 0.1 on the affinity in training"),
+    "DANet channel": (lambda: paper_blocks.ChannelAttention(8), UNKNOWN),
     "CFFM windows": (windows, UNKNOWN),
     "torch MultiheadAttention": (lambda: nn.MultiheadAttention(8, 2), UNKNOWN),
 }
