@@ -1,43 +1,41 @@
-// torch.ops.tdnet and the module tdnet_ops._C. Kernels register themselves from cpu/ and cuda/;
-// Python registers the rest (fake kernels, autograd, autocast, the fallback for other devices) in
-// tdnet_ops/registration.py.
+// libtdnet_ops.so: torch.ops.tdnet, without Python. Kernels register themselves from cpu/ and
+// cuda/. What a C++ program then lacks, Python registers in tdnet_ops/registration.py: the
+// definitions, fake kernels, autograd, autocast, the fallback for other devices.
 
-#include <Python.h>
+#include "library.h"
+
 #include <torch/csrc/stable/library.h>
+
+#include <atomic>
 
 #include "cpu/instruction_sets.h"
 #include "cuda/limits.h"
 #include "schemas.h"
+#include "tensors.h"
 
 STABLE_TORCH_LIBRARY(tdnet, m) { tdnet::define_operators(m); }
 
-// tdnet_ops._C: importing it loads the library; its constants say what was compiled in
-// (build_info()).
-PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  PyObject* module = PyModule_Create(&definition);
-  if (module == nullptr) return nullptr;
-  const struct {
-    const char* name;
-    const char* value;
-  } constants[] = {
-      {"version", TDNET_VERSION},
-      {"torch_target", TDNET_TORCH_TARGET},
-      {"cuda_architectures", TDNET_CUDA_ARCHITECTURES},
-      {"cuda_status", TDNET_CUDA_STATUS},
-      {"compiler", __VERSION__},
-      {"cpu_compiled", tdnet::cpu::compiled_instruction_sets()},
-      {"cpu_in_use", tdnet::cpu::instruction_set_name()},
-  };
-  int failed = 0;
-  for (const auto& constant : constants) {
-    failed |= PyModule_AddStringConstant(module, constant.name, constant.value);
-  }
-  // All but one of them are addends.
-  constexpr int kMostPartials = tdnet::cuda::kMostAddends + 1;
-  failed |= PyModule_AddIntConstant(module, "cuda_most_partials", kMostPartials);
-  if (failed == 0) return module;
-  Py_DECREF(module);
-  return nullptr;
+namespace tdnet {
+namespace {
+
+std::atomic<bool> definitions_expected{false};
+
+}  // namespace
+
+BuildInfo build_info() {
+  return {.version = TDNET_VERSION,
+          .torch_target = TDNET_TORCH_TARGET,
+          .cuda_architectures = TDNET_CUDA_ARCHITECTURES,
+          .cuda_status = TDNET_CUDA_STATUS,
+          .compiler = __VERSION__,
+          .cpu_compiled = cpu::compiled_instruction_sets(),
+          .cpu_in_use = cpu::instruction_set_name(),
+          // All but one of them are addends.
+          .cuda_most_partials = cuda::kMostAddends + 1};
 }
+
+void expect_definitions() { definitions_expected = true; }
+
+bool definitions_are_registered() { return definitions_expected; }
+
+}  // namespace tdnet

@@ -24,9 +24,20 @@ using torch::stable::Tensor;
 
 inline bool is_double(const Tensor& x) { return x.scalar_type() == ScalarType::Double; }
 
-// Calls an operator by name with every argument of its schema; returns its `kResults` tensors.
+// Whether Python is there, which registers the definitions, torch.ops.tdnet_reference.
+bool definitions_are_registered();
+
+// Calls an operator's definition, which computes float64, by its name ("tdnet_reference::...") with
+// every argument of its schema; returns its `kResults` tensors.
 template <size_t kResults = 1, typename... Arguments>
 std::array<Tensor, kResults> call_operator(const char* name, const Arguments&... arguments) {
+  if (!definitions_are_registered()) {
+    const std::string operator_name = name + std::string(name).find("::") + 2;
+    throw std::runtime_error(
+        operator_name +
+        ": expected float32, float16 or bfloat16, got float64, which the definition in Python "
+        "computes: convert the tensors, or call it where tdnet_ops is imported");
+  }
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
   static_assert(kResults <= sizeof...(Arguments));
   TDNET_CHECK_TORCH_CALL(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));

@@ -1,10 +1,10 @@
-"""Loads the compiled library `_C`, which defines `torch.ops.tdnet.*`, and names its constants."""
+"""Loads the compiled library, which defines `torch.ops.tdnet.*`, and names its constants."""
 
 from pathlib import Path
 
 import torch
 
-# The library links against torch's, which the import above has loaded.
+# _C loads the library beside it, which links against torch's, which the import above has loaded.
 try:
     from tdnet_ops import _C
 except ImportError as error:
@@ -15,6 +15,7 @@ except ImportError as error:
         "Python elsewhere, or python setup.py build_ext --inplace to use the sources themselves."
     ) from error
 
+LIBRARY = Path(_C.__file__).with_name("libtdnet_ops.so")
 VERSION: str = _C.version
 TORCH_TARGET: str = _C.torch_target
 COMPILER: str = _C.compiler

@@ -41,16 +41,18 @@ def build_info() -> dict[str, Any]:
     """What was compiled, what is in use, and for each backend why it can or cannot run here.
 
     Returns:
-        A dictionary of plain strings, lists and dictionaries: versions, the torch ABI target, CPU
-        instruction sets compiled and in use, CUDA architectures and status, Triton's version, and
-        `backends`: name -> "ready" or the reason why float32 tensors cannot run on it, and
-        `kernels`: operator -> the backends that have a kernel of it.
+        A dictionary of plain strings, lists and dictionaries: versions, the path of the library for
+        C++ programs, the torch ABI target, CPU instruction sets compiled and in use, CUDA
+        architectures and status, Triton's version, and `backends`: name -> "ready" or the reason
+        why float32 tensors cannot run on it, and `kernels`: operator -> the backends that have a
+        kernel of it.
     """
     return {
         "version": _library.VERSION,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torch_cuda": torch.version.cuda,
+        "library": str(_library.LIBRARY),
         "torch_abi_target": _library.TORCH_TARGET,
         "compiler": _library.COMPILER,
         "cpu": {

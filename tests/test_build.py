@@ -406,18 +406,38 @@ def test_versions_agree():
     assert tdnet_ops.build_info()["version"] == __version__
 
 
-def test_library_needs_no_particular_torch_build():
-    from tdnet_ops import _C
+def dynamic_entries(library: object, kind: str) -> list[str]:
+    """What a library says of NEEDED, RUNPATH, ..."""
+    command = ["readelf", "-d", str(library)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.findall(rf"\({kind}\).*\[(.*)\]$", said, re.MULTILINE)
 
+
+def test_library_needs_no_particular_torch_build():
+    from tdnet_ops import _C, _library
+
+    needed = dynamic_entries(_library.LIBRARY, "NEEDED")
+    assert [name for name in needed if re.search("torch|c10|cu", name)] == ["libtorch_cpu.so"]
+    assert dynamic_entries(_library.LIBRARY, "SONAME") == ["libtdnet_ops.so"]
+    assert not dynamic_entries(_library.LIBRARY, "R(UN)?PATH")
+    # The module loads the library beside it, and nothing of torch by itself.
     assert _C.__file__.endswith("_C.abi3.so")
-    dynamic = subprocess.run(
-        ["readelf", "-d", _C.__file__], capture_output=True, text=True, check=True
-    ).stdout
-    needed = {line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "NEEDED" in line}
-    assert "libtorch_cpu.so" in needed
-    assert {name for name in needed if "torch" in name or "c10" in name or "cu" in name} == {
-        "libtorch_cpu.so"
-    }
+    needed = dynamic_entries(_C.__file__, "NEEDED")
+    assert [name for name in needed if re.search("torch|c10|cu|tdnet", name)] == ["libtdnet_ops.so"]
+    assert dynamic_entries(_C.__file__, "RUNPATH") == ["$ORIGIN"]
+    assert not dynamic_entries(_C.__file__, "RPATH")
+
+
+def test_library_has_no_symbol_of_python():
+    from tdnet_ops import _C, _library
+
+    def of_python(library: object) -> list[str]:
+        command = ["nm", "--dynamic", str(library)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return [name for name in re.findall(r"(\S+)$", said, re.M) if re.match("_?Py", name)]
+
+    assert "PyInit__C" in of_python(_C.__file__)
+    assert not of_python(_library.LIBRARY)
 
 
 def test_streams_of_torch_are_found_by_name():
@@ -509,7 +529,8 @@ def test_deleted_module_leaves_no_trace(built, tmp_path):
     assert not compiled_in(said)
     names = [set(zipfile.ZipFile(wheel).namelist()) for wheel in (first, second)]
     assert names[0] - names[1] == {"tdnet_ops/short_lived.py"}
-    assert "tdnet_ops/_C.abi3.so" in names[1]
+    compiled = {"tdnet_ops/_C.abi3.so", "tdnet_ops/libtdnet_ops.so"}
+    assert compiled | {"tdnet_ops/cmake/tdnet_opsConfig.cmake"} <= names[1]
     assert re.fullmatch(r"tdnet-[\d.]+-cp310-abi3-linux_\w+\.whl", second.name)
 
 
@@ -530,22 +551,20 @@ def test_builds_in_place_and_editable_take_what_is_compiled(built, tmp_path):
         said = build()
         assert "tdnet build: CUDA kernels not compiled in: switched off by TDNET_CUDA=0" in said
         assert not compiled_in(said)
-        library = built.folder / "tdnet_ops" / "_C.abi3.so"
-        assert library.read_bytes() == (built.native / library.name).read_bytes()
-        library.unlink()
+        for name in (native.MODULE, native.LIBRARY):
+            library = built.folder / "tdnet_ops" / name
+            assert library.read_bytes() == (built.native / name).read_bytes()
+            library.unlink()
 
 
-def test_built_library_registers_the_operators(built):
-    library = built.native / "_C.abi3.so"
+@pytest.mark.parametrize("name", [native.MODULE, native.LIBRARY])
+def test_built_library_registers_the_operators(built, name):
     program = (
-        f"import torch; torch.ops.load_library({str(library)!r}); "
+        f"import torch; torch.ops.load_library({str(built.native / name)!r}); "
         "print(torch.ops.tdnet.attention_propagate.default)"
     )
     said = built.run(sys.executable, "-c", program)
     assert said.strip() == "tdnet.attention_propagate.default"
-    dynamic = built.run("readelf", "-d", library)
-    assert "RPATH" not in dynamic
-    assert "RUNPATH" not in dynamic
 
 
 def test_compile_commands_are_there_for_editors(built):
@@ -597,7 +616,7 @@ def test_failing_cuda_sources_stop_a_forced_build_only(built, tmp_path):
     assert str(caught.value).strip().splitlines()[-1].endswith(f"tdnet build failed: {reason}")
     said = checkout.run(*build, checkout.native, TDNET_CUDA="auto", TORCH_CUDA_ARCH_LIST="9.0")
     assert f"tdnet build: CUDA kernels not compiled in: {reason}\n" in said
-    assert reason in (tmp_path / "tdnet_ops" / "_C.abi3.so").read_bytes().decode(errors="replace")
+    assert reason in (tmp_path / "tdnet_ops" / native.LIBRARY).read_bytes().decode(errors="replace")
 
 
 @pytest.mark.slow
@@ -629,4 +648,5 @@ def test_wheel_can_be_handed_to_others(built, tmp_path):
     (repaired,) = (tmp_path / "out").iterdir()
     assert re.search(r"-cp310-abi3-manylinux_2_\d+_\w+\.whl$", repaired.name)
     names = zipfile.ZipFile(repaired).namelist()
-    assert [name for name in names if ".so" in name] == ["tdnet_ops/_C.abi3.so"]
+    libraries = {name for name in names if ".so" in name}
+    assert libraries == {"tdnet_ops/_C.abi3.so", "tdnet_ops/libtdnet_ops.so"}

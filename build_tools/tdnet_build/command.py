@@ -1,4 +1,4 @@
-"""The `build_ext` command: setuptools decides where the library goes, CMake makes it."""
+"""The `build_ext` command: setuptools decides where the libraries go, CMake makes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
 from tdnet_build import BuildError
-from tdnet_build.native import ROOT, build_library
+from tdnet_build.native import LIBRARY, ROOT, build_libraries
 
 
 class BuildLibrary(build_ext):
@@ -23,11 +23,22 @@ class BuildLibrary(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         try:
-            library = build_library(Path(self.build_temp).absolute())
+            module, library = build_libraries(Path(self.build_temp).absolute())
         except BuildError as error:
             raise SystemExit(f"tdnet build failed: {error}") from None
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A running process may have the old file mapped: replace it, do not write into it.
-        target.unlink(missing_ok=True)
-        shutil.copy(library, target)
+        replace(module, target)
+        replace(library, target.with_name(library.name))
+
+    def copy_extensions_to_source(self) -> None:
+        """Copy the library too, which setuptools does not know."""
+        super().copy_extensions_to_source()
+        package = Path(self.get_finalized_command("build_py").get_package_dir("tdnet_ops"))
+        replace(Path(self.build_lib) / "tdnet_ops" / LIBRARY, package / LIBRARY)
+
+
+def replace(built: Path, target: Path) -> None:
+    """Copy; a running process may have the old file mapped, which is not to be written into."""
+    target.unlink(missing_ok=True)
+    shutil.copy(built, target)

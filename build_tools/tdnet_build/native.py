@@ -16,6 +16,7 @@ from tdnet_build import BuildError
 from tdnet_build.plan import Plan, log
 
 ROOT = Path(__file__).resolve().parents[2]
+MODULE, LIBRARY = "_C.abi3.so", "libtdnet_ops.so"
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def run(command: Sequence[str]) -> None:
         raise BuildError(failed or f"{name} failed with status {process.returncode}, see above")
 
 
-def build_library(folder: Path) -> Path:
-    """Build _C.abi3.so in `folder`, where what is current stays.
+def build_libraries(folder: Path) -> tuple[Path, Path]:
+    """Build the module and the library that it loads in `folder`, where what is current stays.
 
     Raises:
         BuildError: something needed is missing or does not compile.
@@ -139,4 +140,4 @@ def build_library(folder: Path) -> Path:
     build(folder, "_C")
     if plan.sanitizers:
         log(f"run with {plan.preload()} python ...")
-    return folder / "_C.abi3.so"
+    return folder / MODULE, folder / LIBRARY

@@ -64,7 +64,7 @@ def sanitized(request, tmp_path_factory):
     shutil.copytree(
         Path(tdnet_ops.__file__).parent,
         folder / "tdnet_ops",
-        ignore=shutil.ignore_patterns("_C*.so", "__pycache__"),
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
     )
     command = [root / "setup.py", "build_ext", "--build-lib", folder, "--build-temp", folder / "o"]
     built = subprocess.run(
