@@ -1,0 +1,103 @@
+"""Which kernels attention_propagate takes for several heads, and what it copies for them."""
+
+import pytest
+import torch
+
+from tdnet_ops import reference
+
+HALF = torch.float16
+
+
+@pytest.fixture(autouse=True)
+def settings(operators):
+    operators.set(multiprocessors=1)  # keys are whole
+    yield
+    operators.set()
+
+
+def channels_last(batch, channels, height, width, dtype=HALF):
+    x = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1))
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def example(heads, key_channels=64, value_channels=24, dtype=HALF, size=(4, 5), key_size=(20, 25)):
+    """Of the channels of one head."""
+    q, k = (channels_last(1, heads * key_channels, *s, dtype) for s in (size, key_size))
+    return q, k, channels_last(1, heads * value_channels, *key_size, dtype)
+
+
+def call(q, k, v, heads):
+    return torch.ops.tdnet_emulator.attention_propagate(q, k, v, None, None, None, None, heads)
+
+
+def launches(operators, q, k, v, heads):
+    """Of a call whose result is right."""
+    with operators.counting() as counts:
+        out = call(q, k, v, heads)
+    wide = [x.double() for x in (q, k, v)]
+    right = reference.attention_propagate(*wide, heads=heads)
+    torch.testing.assert_close(out.double(), right, rtol=1e-2, atol=1e-2)
+    return counts.launches
+
+
+WHOLE = {
+    "heads": (example(3), 3),
+    "one_head": (example(1), 1),
+    "of_other_channels": (example(2, 8, 16), 2),
+    "of_16_bytes_in_float32": (example(2, 4, 12, torch.float32), 2),
+    "one_column": (example(2, key_size=(9, 1)), 2),
+    "one_row": (example(2, key_size=(1, 9)), 2),
+    "one_projection": (channels_last(2, 3 * 128, 6, 7).chunk(3, dim=1), 2),
+    "one_memory": (
+        (
+            channels_last(2, 128, 6, 7),
+            *(x.expand(2, -1, -1, -1) for x in channels_last(1, 256, 5, 6).chunk(2, dim=1)),
+        ),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_keys_and_values_of_whole_vectors_are_read_in_place(operators, name):
+    arguments, heads = WHOLE[name]
+    assert launches(operators, *arguments, heads) == 1
+
+
+def apart(x):
+    """Rows with a gap."""
+    wide = channels_last(*x.shape[:3], x.shape[3] + 8, x.dtype)
+    return wide[..., : x.shape[3]].copy_(x)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.contiguous, apart])
+def test_others_are_copied(operators, change):
+    q, k, v = example(2)
+    assert launches(operators, q, change(k), v, 2) == 2
+    assert launches(operators, q, k, change(v), 2) == 2
+    assert launches(operators, q, change(k), change(v), 2) == 3
+
+
+@pytest.mark.parametrize(("key_channels", "value_channels"), [(64, 12), (12, 8)])
+def test_heads_of_no_whole_vectors_are_copied(operators, key_channels, value_channels):
+    assert launches(operators, *example(2, key_channels, value_channels), 2) == 2
+
+
+@pytest.mark.parametrize("key_channels", [24, 64])
+def test_every_head_fills_the_device(operators, key_channels):
+    """With as many heads as it has room for blocks, keys are whole."""
+    operators.set(multiprocessors=8)
+    assert launches(operators, *example(1, key_channels), 1) == 2
+    assert launches(operators, *example(16, key_channels), 16) == 1
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize(
+    ("key_channels", "kernel"),
+    [(64, "tensor_core_attention"), (32, "propagate"), (128, "propagate")],
+)
+def test_64_channels_of_a_head_take_the_tensor_core_kernel(operators, key_channels, kernel, heads):
+    """A launch that fails names its kernel."""
+    operators.set(most_shared=1 << 10)
+    with pytest.raises(RuntimeError, match=f"CUDA kernel {kernel}: "):
+        call(*example(heads, key_channels), heads)
