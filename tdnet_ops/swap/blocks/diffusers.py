@@ -77,7 +77,7 @@ KNOWN_BLOCKS = (
     KnownBlock(
         paths=(f"{_MODULE}.Attention",),
         convert=_convert,
-        sources=("494017c9cfce",),
+        sources=("4f0ca2073962", "494017c9cfce"),
         methods=("forward", "head_to_batch_dim", "batch_to_head_dim", "get_attention_scores"),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,24 +44,40 @@ def _convert_segformer(block: Any) -> Forward:
     return segformer
 
 
+def segformer_of_4(
+    block: Any, hidden_states: Tensor, height: int, width: int, output_attentions: bool = False
+) -> tuple[Tensor, ...]:
+    if output_attentions:
+        return original_forward(block, hidden_states, height, width, output_attentions)
+    reduction = block.sr if block.sr_ratio > 1 else None
+    return (_reduced_attention(block, hidden_states, (height, width), reduction),)
+
+
 def pvt(
     block: Any, hidden_states: Tensor, height: int, width: int, output_attentions: bool = False
 ) -> tuple[Tensor, ...]:
     if output_attentions:
         return original_forward(block, hidden_states, height, width, output_attentions)
-    q, reduced = block.query(hidden_states), hidden_states
-    if block.sequences_reduction_ratio > 1:
-        reduced = hidden_states.transpose(1, 2).unflatten(2, (height, width))
-        reduced = block.sequence_reduction(reduced).flatten(2).transpose(1, 2)
-        reduced = block.layer_norm(reduced)
-    k, v = block.key(reduced), block.value(reduced)
-    return (attention_propagate(q, k, v, heads=block.num_attention_heads),)
+    reduction = block.sequence_reduction if block.sequences_reduction_ratio > 1 else None
+    return (_reduced_attention(block, hidden_states, (height, width), reduction),)
 
 
-def _convert_pvt(block: Any) -> Forward:
-    if block.dropout.p > 0:
-        raise Refused(f"dropout of {block.dropout.p} on the affinity in training")
-    return pvt
+def _reduced_attention(block: Any, tokens: Tensor, size: Size, reduction: Any) -> Tensor:
+    q = block.query(tokens)
+    if reduction is not None:
+        tokens = reduction(tokens.transpose(1, 2).unflatten(2, size)).flatten(2).transpose(1, 2)
+        tokens = block.layer_norm(tokens)
+    k, v = block.key(tokens), block.value(tokens)
+    return attention_propagate(q, k, v, heads=block.num_attention_heads)
+
+
+def _without_dropout(forward: Forward) -> Callable[[Any], Forward]:
+    def convert(block: Any) -> Forward:
+        if block.dropout.p > 0:
+            raise Refused(f"dropout of {block.dropout.p} on the affinity in training")
+        return forward
+
+    return convert
 
 
 def _inputs(query: str, ratio: str) -> Any:
@@ -82,8 +99,14 @@ KNOWN_BLOCKS = (
         inputs=_inputs("q_proj", "sequence_reduction_ratio"),
     ),
     KnownBlock(
+        paths=("transformers.models.segformer.modeling_segformer.SegformerEfficientSelfAttention",),
+        convert=_without_dropout(segformer_of_4),
+        sources=("ce59891ad784", "7fb7ebb01a08"),
+        inputs=_inputs("query", "sr_ratio"),
+    ),
+    KnownBlock(
         paths=("transformers.models.pvt.modeling_pvt.PvtEfficientSelfAttention",),
-        convert=_convert_pvt,
+        convert=_without_dropout(pvt),
         sources=("08bc8b8a05e2",),
         methods=("forward", "transpose_for_scores"),
         inputs=_inputs("query", "sequences_reduction_ratio"),

@@ -13,7 +13,7 @@ from tdnet_ops.swap.known_block import Forward, KnownBlock
 
 def attention(block: Any, x: Tensor) -> Tensor:
     """Of PSA and its kin: a head's queries, keys and values lie side by side."""
-    if block.format == "coreml":
+    if getattr(block, "format", None) == "coreml":
         return original_forward(block, x)
     qkv = block.qkv(x).unflatten(1, (block.num_heads, -1))
     q, k, v = qkv.split((block.key_dim, block.key_dim, block.head_dim), 2)
@@ -32,6 +32,6 @@ KNOWN_BLOCKS = (
     KnownBlock(
         paths=("ultralytics.nn.modules.block.Attention",),
         convert=_convert,
-        sources=("8896731cb34e",),
+        sources=("def2200fa907", "8896731cb34e"),
     ),
 )
