@@ -84,7 +84,6 @@ def _undisturbed(block: nn.Module) -> Iterator[None]:
     with (
         torch.random.fork_rng(list(devices), device_type=kind if devices else "cuda"),
         torch.inference_mode(False),
-        torch.enable_grad(),
         torch.autocast(kind, enabled=False),
     ):
         torch.manual_seed(0)

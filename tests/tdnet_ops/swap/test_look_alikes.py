@@ -168,6 +168,15 @@ def test_a_wrong_conversion_is_refused_with_its_size(forward):
     assert re.match(WRONG[forward], refusal), refusal
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_compared_whatever_the_mode_of_the_caller(mode):
+    with mode():
+        assert refusal_of(Gated(), Gated, right) is None
+        assert re.match(
+            WRONG[gate_without_gradient], refusal_of(Gated(), Gated, gate_without_gradient)
+        )
+
+
 def test_dropout_on_the_affinity_is_refused():
     refusal = refusal_of(Gated(dropout=0.1), Gated, right)
     assert re.match("its output" + DIFFERS.replace("(train|eval)", "train"), refusal), refusal
