@@ -13,7 +13,8 @@
 #include "schemas.h"
 #include "tensors.h"
 
-STABLE_TORCH_LIBRARY(tdnet, m) { tdnet::define_operators(m); }
+// A fragment: the macro for a whole library does not expand the name.
+STABLE_TORCH_LIBRARY_FRAGMENT(TDNET_NAME_SPACE, m) { tdnet::define_operators(m); }
 
 namespace tdnet {
 namespace {
@@ -23,7 +24,8 @@ std::atomic<bool> definitions_expected{false};
 }  // namespace
 
 BuildInfo build_info() {
-  return {.version = TDNET_VERSION,
+  return {.name_space = C10_STRINGIZE(TDNET_NAME_SPACE),
+          .version = TDNET_VERSION,
           .torch_target = TDNET_TORCH_TARGET,
           .cuda_architectures = TDNET_CUDA_ARCHITECTURES,
           .cuda_status = TDNET_CUDA_STATUS,

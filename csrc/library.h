@@ -8,6 +8,7 @@
 namespace tdnet {
 
 struct BuildInfo {
+  const char* name_space;  // of torch.ops
   const char* version;
   const char* torch_target;
   const char* cuda_architectures;

@@ -28,11 +28,12 @@ inline bool is_double(const Tensor& x) { return x.scalar_type() == ScalarType::D
 bool definitions_are_registered();
 
 // Calls an operator's definition, which computes float64, by its name ("tdnet_reference::...") with
-// every argument of its schema; returns its `kResults` tensors.
+// every argument of its schema; returns its `kResults` tensors. In a build for another name space
+// the definitions are there.
 template <size_t kResults = 1, typename... Arguments>
 std::array<Tensor, kResults> call_operator(const char* name, const Arguments&... arguments) {
+  const std::string operator_name = std::string(name).substr(std::string(name).find("::") + 2);
   if (!definitions_are_registered()) {
-    const std::string operator_name = name + std::string(name).find("::") + 2;
     throw std::runtime_error(
         operator_name +
         ": expected float32, float16 or bfloat16, got float64, which the definition in Python "
@@ -40,7 +41,9 @@ std::array<Tensor, kResults> call_operator(const char* name, const Arguments&...
   }
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
   static_assert(kResults <= sizeof...(Arguments));
-  TDNET_CHECK_TORCH_CALL(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  const std::string definition = C10_STRINGIZE(TDNET_NAME_SPACE) "_reference::" + operator_name;
+  TDNET_CHECK_TORCH_CALL(
+      torch_call_dispatcher(definition.c_str(), "", stack.data(), TORCH_ABI_VERSION));
   std::array<Tensor, kResults> results;
   for (size_t i = 0; i < kResults; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return results;

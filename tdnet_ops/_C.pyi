@@ -1,3 +1,4 @@
+name_space: str
 version: str
 torch_target: str
 cuda_architectures: str

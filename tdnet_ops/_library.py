@@ -15,7 +15,8 @@ except ImportError as error:
         "Python elsewhere, or python setup.py build_ext --inplace to use the sources themselves."
     ) from error
 
-LIBRARY = Path(_C.__file__).with_name("libtdnet_ops.so")
+NAME_SPACE: str = _C.name_space
+LIBRARY = Path(_C.__file__).with_name(f"lib{NAME_SPACE}_ops.so")
 VERSION: str = _C.version
 TORCH_TARGET: str = _C.torch_target
 COMPILER: str = _C.compiler

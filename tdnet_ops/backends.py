@@ -26,10 +26,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAMES = ("cpu", "cuda", "triton", "reference")
 NAME_SPACES = {
-    "cpu": "tdnet",
-    "cuda": "tdnet",
-    "triton": "tdnet_triton",
-    "reference": "tdnet_reference",
+    "cpu": _library.NAME_SPACE,
+    "cuda": _library.NAME_SPACE,
+    "triton": f"{_library.NAME_SPACE}_triton",
+    "reference": f"{_library.NAME_SPACE}_reference",
 }
 
 
@@ -151,7 +151,7 @@ def _why_not_cuda(device: torch.device) -> str | None:
 def has_kernel(name: str, operator: str) -> bool:
     """Whether a backend has a kernel of an operator, whatever the machine."""
     if name in ("cpu", "cuda"):
-        qualified, key = f"tdnet::{operator}", name.upper()
+        qualified, key = f"{NAME_SPACES[name]}::{operator}", name.upper()
         return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key))
     if name == "triton":
         return (Path(__file__).parent / "triton" / f"{operator}.py").is_file()

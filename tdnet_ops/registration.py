@@ -76,7 +76,7 @@ def _autograd_kernel(name_space: str, operator: Operator, overload: Any) -> Call
 def _register(operator: Operator, name_space: str, library: torch.library.Library) -> None:
     name = operator.name
     definition = definitions.reference_kernel(operator)
-    triton = name_space == "tdnet_triton"
+    triton = name_space == backends.NAME_SPACES["triton"]
     kernel = _triton_kernel(operator, definition) if triton else definition
     library.impl(name, kernel, "CompositeExplicitAutograd")
     for key in ("NestedTensorCPU", "NestedTensorCUDA"):
@@ -96,12 +96,12 @@ def _register(operator: Operator, name_space: str, library: torch.library.Librar
 
 def _register_all() -> list[torch.library.Library]:
     """Returns the libraries: what they register lives as long as they do."""
-    libraries = []
+    libraries, compiled = [], backends.NAME_SPACES["cpu"]
     for name_space in dict.fromkeys(backends.NAME_SPACES.values()):
         library = torch.library.Library(name_space, "FRAGMENT")
-        if name_space != "tdnet":
+        if name_space != compiled:
             for operator in OPERATORS.values():
-                library.define(str(operator.schema).removeprefix("tdnet::"))
+                library.define(str(operator.schema).removeprefix(f"{compiled}::"))
         for operator in OPERATORS.values():
             _register(operator, name_space, library)
         libraries.append(library)

@@ -23,6 +23,8 @@ sys.path.append(str(ROOT / "build_tools"))
 from tdnet_build import BuildError, backend, command, cuda, find_torch, native  # noqa: E402
 from tdnet_build.plan import Plan  # noqa: E402
 
+LIBRARY = "libtdnet_ops.so"
+
 
 def write_script(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +182,7 @@ def test_visible_gpu_alone_is_built_for(tmp_path, seen, asked, architectures):
         ("TDNET_SANITIZE", "address,"),
         ("TDNET_WERROR", "yes"),
         ("TDNET_TORCH_DIR", "/no/such/folder"),
+        ("TDNET_NAME_SPACE", "tdnet-2"),
         ("CXX", "no-such-compiler"),
     ],
 )
@@ -551,13 +554,13 @@ def test_builds_in_place_and_editable_take_what_is_compiled(built, tmp_path):
         said = build()
         assert "tdnet build: CUDA kernels not compiled in: switched off by TDNET_CUDA=0" in said
         assert not compiled_in(said)
-        for name in (native.MODULE, native.LIBRARY):
+        for name in (native.MODULE, LIBRARY):
             library = built.folder / "tdnet_ops" / name
             assert library.read_bytes() == (built.native / name).read_bytes()
             library.unlink()
 
 
-@pytest.mark.parametrize("name", [native.MODULE, native.LIBRARY])
+@pytest.mark.parametrize("name", [native.MODULE, LIBRARY])
 def test_built_library_registers_the_operators(built, name):
     program = (
         f"import torch; torch.ops.load_library({str(built.native / name)!r}); "
@@ -616,7 +619,7 @@ def test_failing_cuda_sources_stop_a_forced_build_only(built, tmp_path):
     assert str(caught.value).strip().splitlines()[-1].endswith(f"tdnet build failed: {reason}")
     said = checkout.run(*build, checkout.native, TDNET_CUDA="auto", TORCH_CUDA_ARCH_LIST="9.0")
     assert f"tdnet build: CUDA kernels not compiled in: {reason}\n" in said
-    assert reason in (tmp_path / "tdnet_ops" / native.LIBRARY).read_bytes().decode(errors="replace")
+    assert reason in (tmp_path / "tdnet_ops" / LIBRARY).read_bytes().decode(errors="replace")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
 from tdnet_build import BuildError
-from tdnet_build.native import LIBRARY, ROOT, build_libraries
+from tdnet_build.native import ROOT, build_libraries
 
 
 class BuildLibrary(build_ext):
@@ -35,7 +35,8 @@ class BuildLibrary(build_ext):
         """Copy the library too, which setuptools does not know."""
         super().copy_extensions_to_source()
         package = Path(self.get_finalized_command("build_py").get_package_dir("tdnet_ops"))
-        replace(Path(self.build_lib) / "tdnet_ops" / LIBRARY, package / LIBRARY)
+        for library in Path(self.build_lib, "tdnet_ops").glob("lib*.so"):
+            replace(library, package / library.name)
 
 
 def replace(built: Path, target: Path) -> None:

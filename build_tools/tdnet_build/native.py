@@ -16,7 +16,7 @@ from tdnet_build import BuildError
 from tdnet_build.plan import Plan, log
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULE, LIBRARY = "_C.abi3.so", "libtdnet_ops.so"
+MODULE = "_C.abi3.so"
 
 
 @dataclass(frozen=True)
@@ -140,4 +140,4 @@ def build_libraries(folder: Path) -> tuple[Path, Path]:
     build(folder, "_C")
     if plan.sanitizers:
         log(f"run with {plan.preload()} python ...")
-    return folder / MODULE, folder / LIBRARY
+    return folder / MODULE, folder / plan.library

@@ -7,6 +7,7 @@ As a program it writes the file for a build that was not started by setup.py:
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -34,11 +35,13 @@ class Plan:
 
     Attributes:
         cxx: the C++ compiler, as in CXX.
+        name_space: of torch.ops; the library is named after it too.
         sanitizers: as in TDNET_SANITIZE, "" for none.
         python_include: the folder of Python.h.
     """
 
     cxx: str
+    name_space: str
     sanitizers: str
     warnings_are_errors: bool
     python_include: Path
@@ -47,7 +50,7 @@ class Plan:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Plan:
-        """Read CXX, TDNET_SANITIZE, TDNET_WERROR, TDNET_TORCH_DIR, and what `plan_cuda` reads.
+        """Read CXX, TDNET_SANITIZE, TDNET_WERROR and so on, and what `plan_cuda` reads.
 
         Raises:
             BuildError: a value is not understood, or something needed is missing.
@@ -59,9 +62,23 @@ class Plan:
         werror = environ.get("TDNET_WERROR") or "0"
         if werror not in ("0", "1"):
             raise BuildError(f"TDNET_WERROR={werror!r} is not one of 0, 1")
-        cxx, include = find_cxx(environ), find_python_include()
-        cuda = plan_cuda(environ)
-        return cls(cxx, sanitizers, werror == "1", include, torch_to_build_with(environ), cuda)
+        name_space = environ.get("TDNET_NAME_SPACE") or "tdnet"
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", name_space):
+            raise BuildError(f"TDNET_NAME_SPACE={name_space!r} is not of a-z, 0-9 and _")
+        return cls(
+            cxx=find_cxx(environ),
+            name_space=name_space,
+            sanitizers=sanitizers,
+            warnings_are_errors=werror == "1",
+            python_include=find_python_include(),
+            torch=torch_to_build_with(environ),
+            cuda=plan_cuda(environ),
+        )
+
+    @property
+    def library(self) -> str:
+        """The name of the file that holds the operators."""
+        return f"lib{self.name_space}_ops.so"
 
     def without_kernels_of_cuda(self, reason: str) -> Plan:
         return replace(self, cuda=self.cuda.without_kernels(reason))
@@ -75,6 +92,7 @@ class Plan:
             "TDNET_TORCH_LIBRARY": str(self.torch.library),
             "TDNET_TORCH_TARGET": TORCH_TARGET,
             "TDNET_TORCH_TARGET_VERSION": f"0x{major:02x}{minor:02x}{0:012x}",
+            "TDNET_NAME_SPACE": self.name_space,
             "TDNET_SANITIZE": self.sanitizers,
             "TDNET_WERROR": "1" if self.warnings_are_errors else "0",
             "TDNET_CUDA_ARCHITECTURES": self.cuda.architectures,

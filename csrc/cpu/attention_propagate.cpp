@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor> attention_propagate_forward(
 }  // namespace
 }  // namespace tdnet::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(TDNET_NAME_SPACE, CPU, m) {
   m.impl("attention_propagate", TORCH_BOX(&tdnet::cpu::attention_propagate));
   m.impl("attention_propagate_forward", TORCH_BOX(&tdnet::cpu::attention_propagate_forward));
 }

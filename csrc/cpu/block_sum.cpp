@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
 }  // namespace
 }  // namespace tdnet::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(TDNET_NAME_SPACE, CPU, m) {
   m.impl("block_sum_reduce", TORCH_BOX(&tdnet::cpu::block_sum_reduce));
   m.impl("block_sum_update", TORCH_BOX(&tdnet::cpu::block_sum_update));
 }

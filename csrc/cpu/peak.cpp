@@ -46,8 +46,12 @@ Tensor multiply_adds(const Tensor& x, int64_t steps) {
 }  // namespace
 }  // namespace tdnet::cpu
 
-STABLE_TORCH_LIBRARY(tdnet_bench, m) { m.def("multiply_adds(Tensor x, int steps) -> Tensor"); }
+#define TDNET_BENCH C10_CONCATENATE(TDNET_NAME_SPACE, _bench)
 
-STABLE_TORCH_LIBRARY_IMPL(tdnet_bench, CPU, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(TDNET_BENCH, m) {
+  m.def("multiply_adds(Tensor x, int steps) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(TDNET_BENCH, CPU, m) {
   m.impl("multiply_adds", TORCH_BOX(&tdnet::cpu::multiply_adds));
 }

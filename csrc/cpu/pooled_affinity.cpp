@@ -70,6 +70,6 @@ Tensor pooled_affinity(const Tensor& q, const Tensor& k, int64_t stride, const s
 }  // namespace
 }  // namespace tdnet::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(TDNET_NAME_SPACE, CPU, m) {
   m.impl("pooled_affinity", TORCH_BOX(&tdnet::cpu::pooled_affinity));
 }

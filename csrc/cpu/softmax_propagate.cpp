@@ -33,6 +33,6 @@ Tensor softmax_propagate(const Tensor& affinity, const Tensor& v, std::vector<in
 }  // namespace
 }  // namespace tdnet::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(TDNET_NAME_SPACE, CPU, m) {
   m.impl("softmax_propagate", TORCH_BOX(&tdnet::cpu::softmax_propagate));
 }

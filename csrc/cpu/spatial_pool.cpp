@@ -132,6 +132,6 @@ Tensor spatial_pool(const Tensor& x, int64_t stride, const std::string& mode) {
 }  // namespace
 }  // namespace tdnet::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(TDNET_NAME_SPACE, CPU, m) {
   m.impl("spatial_pool", TORCH_BOX(&tdnet::cpu::spatial_pool));
 }

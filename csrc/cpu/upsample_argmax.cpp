@@ -142,6 +142,6 @@ Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size, bool ali
 }  // namespace
 }  // namespace tdnet::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(tdnet, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(TDNET_NAME_SPACE, CPU, m) {
   m.impl("upsample_argmax", TORCH_BOX(&tdnet::cpu::upsample_argmax));
 }

@@ -16,13 +16,10 @@ PyMODINIT_FUNC PyInit__C(void) {
     const char* name;
     const char* value;
   } constants[] = {
-      {"version", info.version},
-      {"torch_target", info.torch_target},
-      {"cuda_architectures", info.cuda_architectures},
-      {"cuda_status", info.cuda_status},
-      {"compiler", info.compiler},
-      {"cpu_compiled", info.cpu_compiled},
-      {"cpu_in_use", info.cpu_in_use},
+      {"name_space", info.name_space},     {"version", info.version},
+      {"torch_target", info.torch_target}, {"cuda_architectures", info.cuda_architectures},
+      {"cuda_status", info.cuda_status},   {"compiler", info.compiler},
+      {"cpu_compiled", info.cpu_compiled}, {"cpu_in_use", info.cpu_in_use},
   };
   int failed = 0;
   for (const auto& constant : constants) {

@@ -72,7 +72,7 @@ class Operator:
 
     @property
     def schema(self) -> Any:
-        return getattr(torch.ops.tdnet, self.name).default._schema
+        return getattr(backends.operators("cpu"), self.name).default._schema
 
     @property
     def differentiable(self) -> bool:

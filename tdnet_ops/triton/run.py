@@ -17,7 +17,7 @@ def run(operator: Operator, *arguments: Any, **keywords: Any) -> Any:
     Raises:
         TypeError, ValueError: a bad call.
     """
-    kernels = importlib.import_module(f"tdnet_ops.triton.{operator.name}")
+    kernels = importlib.import_module(f".{operator.name}", __package__)
     fill_in = getattr(kernels, operator.name)
     bound = operator.bind(arguments, keywords)
     out = operator.result(*bound)

@@ -71,6 +71,6 @@ def workloads(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]
             for name in operators():
                 operator = OPERATORS[name]
                 keywords = {"allow_tf32": allow_tf32} if operator.takes_tf32 else {}
-                module = importlib.import_module(f"tdnet_ops.triton.{name}")
+                module = importlib.import_module(f"..{name}", __package__)
                 for arguments in module.workloads(inputs):
                     yield name, partial(run, operator, *arguments, **keywords)
