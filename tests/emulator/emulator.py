@@ -6,15 +6,13 @@ one kind of it.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import fcntl
+import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -91,92 +89,22 @@ def run_python(*arguments: object, **environ: str) -> subprocess.CompletedProces
     )
 
 
-class Statistics(ctypes.Structure):
-    """Counts since the library was loaded or they were reset."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            "launches",
-            "blocks",
-            "switches",
-            "barriers",
-            "collectives",
-            "matrix_products",
-            "matrix_loads",
-            "bank_conflicts",
-            "copies",
-        )
-    )
+def import_library(path: Path) -> ModuleType:
+    """What it offers: runtime/bindings.h, and of the examples define() in kernels/*.cu."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@dataclass(frozen=True)
-class Emulator:
-    """A loaded library."""
-
-    library: ctypes.CDLL
-
-    @classmethod
-    def load(cls, path: Path) -> Emulator:
-        library = ctypes.CDLL(str(path))
-        library.tdnet_emulator_error.restype = ctypes.c_void_p
-        return cls(library)
-
-    def set(
-        self,
-        seed: int = 0,
-        copies: str = "lazy",
-        most_shared: int = MOST_SHARED,
-        multiprocessors: int = 8,
-        dropped: tuple[str, int] = ("", 0),
-    ) -> None:
-        """Choose the order of threads and blocks, and when asynchronous copies land.
-
-        Args:
-            seed: 0 runs threads and blocks in order; an odd seed changes threads at every warp
-                collective, an even one only where a thread must wait.
-            copies: "lazy" at the wait, "eager" at once, "random" either.
-            most_shared: bytes of dynamic shared memory that a block may have.
-            multiprocessors: of the device. With 1, few calls split their keys to fill it.
-            dropped: end of a path, and line, of a barrier, a __syncwarp or a wait for copies that
-                is to do nothing, as if it had been forgotten.
-        """
-        file, line = dropped
-        self.library.tdnet_emulator_set(
-            ctypes.c_uint64(seed),
-            COPIES.index(copies),
-            most_shared,
-            multiprocessors,
-            file.encode(),
-            line,
-        )
-
-    def error(self) -> str:
-        """What the last launch did wrong; "" if nothing."""
-        return ctypes.string_at(self.library.tdnet_emulator_error()).decode()
-
-    def statistics(self) -> Statistics:
-        found = Statistics()
-        self.library.tdnet_emulator_get_statistics(ctypes.byref(found))
-        return found
-
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[Statistics]:
-        """Fill in the counts of the block when it ends."""
-        found = Statistics()
-        self.library.tdnet_emulator_reset_statistics()
-        yield found
-        self.library.tdnet_emulator_get_statistics(ctypes.byref(found))
+def load_examples(kind: str = "plain") -> ModuleType:
+    return import_library(build("examples", kind))
 
 
-def load_examples(kind: str = "plain") -> Emulator:
-    return Emulator.load(build("examples", kind))
-
-
-def load_operators(kind: str = "plain") -> Emulator:
+def load_operators(kind: str = "plain") -> ModuleType:
     """Build and load torch.ops.tdnet_emulator."""
     import torch
 
     path = build("operators", kind)
     torch.ops.load_library(str(path))
-    return Emulator.load(path)
+    return import_library(path)

@@ -1,19 +1,13 @@
 """What the emulated instructions compute, against statements that owe nothing to their code."""
 
-import ctypes
 import math
 
 import numpy as np
 import pytest
 import torch
-from examples import pointers, to_bfloat16
+from examples import to_bfloat16
 
 HALF, BFLOAT16, TF32 = range(3)
-
-
-def run(examples, name, *arguments):
-    status = getattr(examples.library, name)(*arguments)
-    assert status == 0, examples.error()
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -21,13 +15,22 @@ def run(examples, name, *arguments):
 
 def test_every_half_widens_exactly(examples):
     half, bfloat16 = np.empty(65536, np.float32), np.empty(65536, np.float32)
-    examples.library.widen_half(*pointers(half, bfloat16))
+    examples.widen_half(half, bfloat16)
     bits = np.arange(65536, dtype=np.uint16)
     np.testing.assert_array_equal(half, bits.view(np.float16).astype(np.float32))
     right = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(bfloat16, right)
     assert np.signbit(half[0x8000])
     assert np.signbit(bfloat16[0x8000])
+
+
+@pytest.mark.parametrize(
+    "x", [np.empty(256), np.empty(512, np.float32)[::2]], ids=["dtype", "gaps"]
+)
+def test_other_arrays_are_refused(examples, x):
+    """A copy of them would be read, and its results lost."""
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        examples.find_shared(x.reshape(4, 64))
 
 
 def numbers_to_round():
@@ -48,7 +51,7 @@ def numbers_to_round():
 def test_rounding_to_half_is_exact(examples):
     x = numbers_to_round()
     half, bfloat16, tf32 = (np.empty(x.size, kind) for kind in (np.uint16, np.uint16, np.uint32))
-    examples.library.round_to_half(*pointers(x, half, bfloat16, tf32), x.size)
+    examples.round_to_half(x, half, bfloat16, tf32)
     nan = np.isnan(x)
     for found, dtype in ((half, torch.float16), (bfloat16, torch.bfloat16)):
         right = torch.from_numpy(x).to(dtype).view(torch.int16).numpy().view(np.uint16)
@@ -60,7 +63,7 @@ def test_rounding_to_tf32_is_to_nearest_ties_away(examples):
     x = numbers_to_round()
     tf32 = np.empty(x.size, np.uint32)
     unused = np.empty(x.size, np.uint16)
-    examples.library.round_to_half(*pointers(x, unused, unused, tf32), x.size)
+    examples.round_to_half(x, unused, unused, tf32)
     finite = np.isfinite(x)
     values = tf32.view(np.float32)[finite].astype(np.float64)
     assert not (tf32[finite] & 0x1FFF).any()
@@ -77,8 +80,7 @@ def test_rounding_to_tf32_is_to_nearest_ties_away(examples):
 
 
 def test_power_of_two(examples):
-    power = examples.library.power_of_two
-    power.restype, power.argtypes = ctypes.c_float, [ctypes.c_float]
+    power = examples.power_of_two
     for x in (-126.0, -1.0, 0.0, 0.5, 3.25, 127.0):
         assert power(x) == pytest.approx(2.0**x, rel=2e-7)
     assert power(0.0) == 1.0
@@ -131,14 +133,14 @@ def test_multiply_add(examples, kind):
     d_lanes = fragments(d, (32, 1), (16, 8))
     assert a_lanes.shape == (32, 4)
     assert b_lanes.shape == (32, 2)
-    run(examples, "run_multiply", *pointers(a_lanes, b_lanes, d_lanes), kind)
+    examples.multiply(a_lanes, b_lanes, d_lanes, kind)
     np.testing.assert_array_equal(d_lanes, fragments(d + a @ b.T, (32, 1), (16, 8)))
 
 
 def test_tf32_ignores_the_low_bits(examples):
     a, b = np.full((32, 4), 0x3F801FFF, np.uint32), np.full((32, 2), 0x3F800001, np.uint32)
     d = np.zeros((32, 4), np.float32)
-    run(examples, "run_multiply", *pointers(a, b, d), TF32)
+    examples.multiply(a, b, d, TF32)
     assert (d == 8).all()
 
 
@@ -152,7 +154,7 @@ def test_multiply_add_keeps_nan_and_infinities(examples, kind):
     b_strides = ((8, 1), (32,)) if kind == TF32 else ((16, 1), (8, 64))
     b_lanes = fragments(stored(b, kind), *b_strides).view(np.uint32)
     d = np.zeros((32, 4), np.float32)
-    run(examples, "run_multiply", *pointers(a_lanes, b_lanes, d), kind)
+    examples.multiply(a_lanes, b_lanes, d, kind)
     expected = np.zeros((16, 8), np.float32)
     expected[3], expected[9] = np.nan, np.inf
     np.testing.assert_array_equal(d, fragments(expected, (32, 1), (16, 8)))
@@ -163,7 +165,7 @@ def test_multiply_add_keeps_nan_and_infinities(examples, kind):
 def test_load_matrices(examples, transposed, row_stride):
     numbers = np.arange(256, dtype=np.uint16)
     found = np.zeros((32, 4), np.uint32)
-    run(examples, "run_load_matrices", *pointers(numbers, found), row_stride, transposed)
+    examples.load_matrices(numbers, found, row_stride, transposed)
     matrices = numbers.reshape(4, 8, 8)
     if transposed:
         matrices = matrices.transpose(0, 2, 1)
@@ -179,7 +181,7 @@ def test_bank_conflicts_are_counted(examples, row_stride, conflicts):
     """A row of 128 bytes spans all banks: rows that far apart are read one after another."""
     numbers, found = np.arange(256, dtype=np.uint16), np.zeros((32, 4), np.uint32)
     with examples.counting() as statistics:
-        run(examples, "run_load_matrices", *pointers(numbers, found), row_stride, False)
+        examples.load_matrices(numbers, found, row_stride, False)
     assert statistics.matrix_loads == 1
     assert statistics.bank_conflicts == conflicts
 
@@ -196,7 +198,7 @@ def test_shuffles_and_votes(examples, argument, width, seed):
     x = np.random.default_rng(width).permutation(32) + 2**40
     x[7] = argument
     out = np.zeros((8, 32), np.int64)
-    run(examples, "run_shuffle", *pointers(x, out), argument, width)
+    examples.shuffle(x, out, argument, width)
     lanes = np.arange(32)
     first = lanes // width * width
 
@@ -226,7 +228,7 @@ def test_votes_of_a_block(examples, threads, seed):
     rounds = 20
     votes = (np.random.default_rng(threads).random((rounds, threads)) < 0.7 / threads).astype("i4")
     out = np.full_like(votes, -1)
-    run(examples, "run_vote", *pointers(votes, out), rounds, threads)
+    examples.vote(votes, out)
     expected = votes.any(1)
     assert expected.any()
     assert not expected.all()
@@ -236,5 +238,5 @@ def test_votes_of_a_block(examples, threads, seed):
 def test_atomic_extremes(examples):
     x = np.random.default_rng(1).integers(-1000, 1000, 200).astype(np.int32)
     least, most = np.zeros(1, np.int32), np.zeros(1, np.int32)
-    run(examples, "run_extremes", *pointers(x, least, most), x.size)
+    examples.extremes(x, least, most)
     assert (least[0], most[0]) == (x.min(), x.max())

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from examples import pointers, product
+from examples import product
 
 BLOCKS, THREADS = 12, 96
 
@@ -11,7 +11,7 @@ def order(examples, seed, collectives=False):
     """Numbers of the threads, 1000 * block + thread, as they ran."""
     examples.set(seed)
     following, out = np.zeros(1, np.int32), np.full(BLOCKS * THREADS, -1, np.int32)
-    assert examples.library.run_order(*pointers(following, out), collectives) == 0
+    examples.order(following, out, collectives)
     everyone = (1000 * np.arange(BLOCKS)[:, None] + np.arange(THREADS)).reshape(-1)
     np.testing.assert_array_equal(np.sort(out), everyone)
     return out
@@ -44,7 +44,7 @@ def test_odd_seeds_interleave_warps(examples):
 
 def test_shared_memory_is_nan_in_every_block(examples):
     out = np.zeros((3, 2, 32), np.float32)
-    assert examples.library.run_find_shared(*pointers(out), 3) == 0
+    examples.find_shared(out)
     assert np.isnan(out).all()
 
 
@@ -59,14 +59,14 @@ def test_shared_memory_is_nan_in_every_block(examples):
     ],
 )
 def test_a_launch_beyond_the_limits_is_refused(examples, grid_x, grid_y, block, shared, names):
-    assert examples.library.misuse_launch(grid_x, grid_y, block, shared) != 0
-    assert f"invalid launch: {names}" in examples.error()
-    assert "kernel(float const*, float*, int*, Bug)" in examples.error()
+    with pytest.raises(RuntimeError, match=rf"invalid launch: {names} \[kernel\(float .*, Bug\)\]"):
+        examples.launch(grid_x, grid_y, block, shared)
 
 
 def test_shared_memory_of_smaller_devices(examples):
     examples.set(most_shared=10 << 10)
-    assert product(examples).startswith("error: invalid launch: dynamic shared memory")
+    with pytest.raises(RuntimeError, match="invalid launch: dynamic shared memory"):
+        product(examples)
     examples.set()
     assert product(examples) == "right"
 

@@ -5,7 +5,7 @@
 #include "cuda/primitives/reduce.cuh"
 #include "planted.h"
 
-namespace {
+namespace intrinsics {
 
 using namespace tdnet::cuda;
 
@@ -92,49 +92,44 @@ __global__ void find_shared(float* out) {
   fixed[threadIdx.x] = reinterpret_cast<float*>(memory)[threadIdx.x] = 1.f;
 }
 
-template <class... Parameters, class... Arguments>
-int run(void (*kernel)(Parameters...), int threads, size_t shared, Arguments... arguments) {
-  return launch(kernel, dim3(1), dim3(threads), shared, nullptr, arguments...);
+void define(pybind11::module_& m) {
+  m.def("multiply", [](Numbers<uint32_t> a, Numbers<uint32_t> b, Numbers<float> d, int kind) {
+    run(multiply, 1, 32, 0, a, b, d, kind);
+  });
+  m.def("load_matrices", [](Numbers<uint16_t> numbers, Numbers<uint32_t> fragments, int row_stride,
+                            bool transposed) {
+    run(load_matrices, 1, 32, 32 * row_stride, numbers, fragments, row_stride, transposed);
+  });
+  m.def("shuffle", [](Numbers<int64_t> x, Numbers<int64_t> out, int argument, int width) {
+    run(shuffle, 1, 32, 0, x, out, argument, width);
+  });
+  m.def("vote", [](Numbers<int> votes, Numbers<int> out) {
+    run(vote, 1, votes.shape(1), 0, votes, out, votes.shape(0));
+  });
+  m.def("order", [](Numbers<int> next, Numbers<int> out, bool collectives) {
+    run(order, dim3(3, 2, 2), dim3(8, 4, 3), 0, next, out, collectives);
+  });
+  m.def("extremes", [](Numbers<int> x, Numbers<int> least, Numbers<int> most) {
+    run(extremes, 1, x.size(), 0, x, least, most);
+  });
+  m.def("find_shared", [](Numbers<float> out) { run(find_shared, out.shape(0), 32, 128, out); });
+
+  m.def("round_to_half", [](Numbers<float> x, Numbers<uint16_t> half, Numbers<uint16_t> bfloat16,
+                            Numbers<uint32_t> tf32) {
+    for (int i = 0; i < x.size(); ++i) {
+      half[i] = __half_as_ushort(Number<__half>::from_float(x[i]));
+      bfloat16[i] = __bfloat16_as_ushort(Number<__nv_bfloat16>::from_float(x[i]));
+      tf32[i] = to_tf32(x[i]);
+    }
+  });
+  m.def("widen_half", [](Numbers<float> half, Numbers<float> bfloat16) {
+    for (int i = 0; i < 65536; ++i) {
+      const auto bits = static_cast<uint16_t>(i);
+      half[i] = Number<__half>::to_float(__ushort_as_half(bits));
+      bfloat16[i] = Number<__nv_bfloat16>::to_float(__ushort_as_bfloat16(bits));
+    }
+  });
+  m.def("power_of_two", [](float x) { return exp2_approximate(x); });
 }
 
-}  // namespace
-
-TDNET_EXPORT int run_multiply(const uint32_t* a, const uint32_t* b, float* d, int kind) {
-  return run(multiply, 32, 0, a, b, d, static_cast<Kind>(kind));
-}
-TDNET_EXPORT int run_load_matrices(const uint16_t* numbers, uint32_t* fragments, int row_stride,
-                                   bool transposed) {
-  return run(load_matrices, 32, 32 * row_stride, numbers, fragments, row_stride, transposed);
-}
-TDNET_EXPORT int run_shuffle(const int64_t* x, int64_t* out, int argument, int width) {
-  return run(shuffle, 32, 0, x, out, argument, width);
-}
-TDNET_EXPORT int run_vote(const int* votes, int* out, int rounds, int threads) {
-  return run(vote, threads, 0, votes, out, rounds);
-}
-TDNET_EXPORT int run_order(int* next, int* out, bool collectives) {
-  return launch(order, dim3(3, 2, 2), dim3(8, 4, 3), 0, nullptr, next, out, collectives);
-}
-TDNET_EXPORT int run_extremes(const int* x, int* least, int* most, int threads) {
-  return run(extremes, threads, 0, x, least, most);
-}
-TDNET_EXPORT int run_find_shared(float* out, int blocks) {
-  return launch(find_shared, dim3(blocks), dim3(32), 128, nullptr, out);
-}
-
-TDNET_EXPORT void round_to_half(const float* x, uint16_t* half, uint16_t* bfloat16, uint32_t* tf32,
-                                int count) {
-  for (int i = 0; i < count; ++i) {
-    half[i] = __half_as_ushort(Number<__half>::from_float(x[i]));
-    bfloat16[i] = __bfloat16_as_ushort(Number<__nv_bfloat16>::from_float(x[i]));
-    tf32[i] = to_tf32(x[i]);
-  }
-}
-TDNET_EXPORT void widen_half(float* half, float* bfloat16) {
-  for (int i = 0; i < 65536; ++i) {
-    const auto bits = static_cast<uint16_t>(i);
-    half[i] = Number<__half>::to_float(__ushort_as_half(bits));
-    bfloat16[i] = Number<__nv_bfloat16>::to_float(__ushort_as_bfloat16(bits));
-  }
-}
-TDNET_EXPORT float power_of_two(float x) { return exp2_approximate(x); }
+}  // namespace intrinsics

@@ -4,7 +4,7 @@
 #include "cuda/primitives/matrix.cuh"
 #include "planted.h"
 
-namespace {
+namespace misuse {
 
 using namespace tdnet::cuda;
 
@@ -67,16 +67,14 @@ __global__ void misuse(const float* input, float* out, int* counter, Bug bug) {
   count(bug, counter);
 }
 
-}  // namespace
-
-// input and out [blocks, 64], 16-byte aligned.
-TDNET_EXPORT int misuse_rules(const float* input, float* out, int* counter, int blocks, int bug) {
-  return launch(misuse, dim3(blocks), dim3(kThreads), kSharedBytes, nullptr, input, out, counter,
-                static_cast<Bug>(bug));
+void define(pybind11::module_& m) {
+  // input and out [blocks, 64], 16-byte aligned.
+  m.def("misuse", [](Numbers<float> input, Numbers<float> out, Numbers<int> counter, int bug) {
+    run(misuse, input.shape(0), kThreads, kSharedBytes, input, out, counter, bug);
+  });
+  m.def("launch", [](unsigned grid_x, unsigned grid_y, unsigned block, size_t shared) {
+    run(misuse, dim3(grid_x, grid_y), block, shared, nullptr, nullptr, nullptr, kNone);
+  });
 }
 
-TDNET_EXPORT int misuse_launch(unsigned grid_x, unsigned grid_y, unsigned block, size_t shared) {
-  return launch(misuse, dim3(grid_x, grid_y), dim3(block), shared, nullptr,
-                static_cast<const float*>(nullptr), static_cast<float*>(nullptr),
-                static_cast<int*>(nullptr), kNone);
-}
+}  // namespace misuse

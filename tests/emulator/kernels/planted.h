@@ -1,8 +1,12 @@
-// What the kernels of this folder can be told to do wrong.
+// What the kernels of this folder can be told to do wrong, and how Python runs them.
 
 #pragma once
 
-#define TDNET_EXPORT extern "C" __attribute__((visibility("default")))
+#include <pybind11/numpy.h>
+
+#include <stdexcept>
+
+#include "cuda/primitives/platform.cuh"
 
 enum Bug : int {
   kNone,
@@ -34,3 +38,19 @@ enum Bug : int {
   kNoBarrier,   // warps exchange numbers through static shared memory
   kNoAtomic,
 };
+
+// A NumPy array of just this type, C-contiguous: any other raises a TypeError.
+template <class T>
+struct Numbers : pybind11::array_t<T, pybind11::array::c_style> {
+  using pybind11::array_t<T, pybind11::array::c_style>::array_t;
+  operator T*() { return this->mutable_data(); }
+};
+
+// Raises what the launch did wrong.
+template <class... Parameters, class... Arguments>
+void run(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+         Arguments... arguments) {
+  const cudaError_t error = tdnet::cuda::launch(kernel, grid, block, shared, nullptr,
+                                                static_cast<Parameters>(arguments)...);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}

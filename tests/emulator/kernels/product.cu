@@ -6,7 +6,7 @@
 #include "cuda/primitives/numbers.cuh"
 #include "planted.h"
 
-namespace {
+namespace product {
 
 using namespace tdnet::cuda;
 
@@ -113,22 +113,22 @@ __global__ void product(Product<T> p) {
   }
 }
 
+// a and b by their bits.
 template <class T>
-int launch_product(const Product<T>& p) {
-  const int bytes = p.bug == kLittleShared ? kSharedBytes - 512 : kSharedBytes;
-  const dim3 grid((p.rows + kRows - 1) / kRows, (p.columns + kColumns - 1) / kColumns);
-  return launch(product<T>, grid, dim3(kThreads), bytes, nullptr, p);
+void run_product(Numbers<uint16_t> a, Numbers<uint16_t> b, Numbers<float> c,
+                 Numbers<float> row_sums, int bug) {
+  const int rows = a.shape(0), columns = b.shape(0), depth = a.shape(1);
+  const auto *a_first = reinterpret_cast<const T*>(a.data()),
+             *b_first = reinterpret_cast<const T*>(b.data());
+  const int bytes = bug == kLittleShared ? kSharedBytes - 512 : kSharedBytes;
+  const dim3 grid((rows + kRows - 1) / kRows, (columns + kColumns - 1) / kColumns);
+  run(product<T>, grid, kThreads, bytes,
+      Product<T>{a_first, b_first, c, row_sums, rows, columns, depth, static_cast<Bug>(bug)});
 }
 
-}  // namespace
-
-TDNET_EXPORT int product_half(const __half* a, const __half* b, float* c, float* row_sums, int rows,
-                              int columns, int depth, int bug) {
-  return launch_product<__half>({a, b, c, row_sums, rows, columns, depth, static_cast<Bug>(bug)});
+void define(pybind11::module_& m) {
+  m.def("product_half", run_product<__half>);
+  m.def("product_bfloat16", run_product<__nv_bfloat16>);
 }
 
-TDNET_EXPORT int product_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c,
-                                  float* row_sums, int rows, int columns, int depth, int bug) {
-  return launch_product<__nv_bfloat16>(
-      {a, b, c, row_sums, rows, columns, depth, static_cast<Bug>(bug)});
-}
+}  // namespace product

@@ -1,4 +1,4 @@
-// What Python sets and reads, by ctypes.
+// What Python sets and reads, by bindings.h.
 
 #pragma once
 
@@ -26,8 +26,8 @@ struct Control {
 
 // Since the library was loaded or they were reset.
 struct Statistics {
-  uint64_t launches, blocks, switches, barriers, collectives, matrix_products, matrix_loads,
-      bank_conflicts, copies;
+  uint64_t launches, blocks, barriers, collectives, matrix_products, matrix_loads, bank_conflicts,
+      copies;
 };
 
 Control& settings();

@@ -14,9 +14,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// Static shared memory is the thread-local segment of the emulated library, which the runtime can
-// find and fill with NaN before every block. Nothing else in that library may be thread_local.
-#define __shared__ static thread_local
+// A section of the emulated library, which the runtime fills with NaN before every block.
+#define __shared__ static __attribute__((section("static_shared")))
 
 struct alignas(8) int2 {
   int x, y;

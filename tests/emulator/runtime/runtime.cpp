@@ -5,7 +5,6 @@
 #include "runtime.h"
 
 #include <cxxabi.h>
-#include <link.h>
 
 #include <cstdarg>
 #include <cstdio>
@@ -30,6 +29,10 @@ void __tsan_release(void* address);
 static void __tsan_acquire(void*) {}
 static void __tsan_release(void*) {}
 #endif
+
+// Static shared memory: the linker gives the ends of a section these names.
+extern "C" __attribute__((visibility("hidden"))) unsigned char __start_static_shared[],
+    __stop_static_shared[];
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -108,9 +111,9 @@ const std::function<void()>* kernel_body;
 const std::type_info* kernel_type;
 std::string error;
 
-unsigned char *dynamic, *static_first, *static_last;
+unsigned char* dynamic;
 size_t dynamic_bytes;
-thread_local char static_anchor;  // makes this library have a thread-local segment at all
+[[gnu::used]] __shared__ char anchor;  // makes this library have such a section at all
 
 uint32_t random_number() {
   random_state ^= random_state << 13;
@@ -153,7 +156,6 @@ std::string kernel_text() {
 void switch_to(Thread* next) {
   Thread* const from = running;
   running = next;
-  ++statistics.switches;
   if (next != nullptr) threadIdx = next->index;
   Fiber::switch_to(from == nullptr ? main_fiber : from->fiber,
                    next == nullptr ? main_fiber : next->fiber,
@@ -261,23 +263,6 @@ void thread_main() {
   std::abort();
 }
 
-// The thread-local segment of this library holds static shared memory.
-int find_static_shared(dl_phdr_info* info, size_t, void*) {
-  const auto self = reinterpret_cast<uintptr_t>(&control);
-  bool mine = false;
-  size_t bytes = 0;
-  for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const auto& header = info->dlpi_phdr[i];
-    const uintptr_t first = info->dlpi_addr + header.p_vaddr;
-    mine |= header.p_type == PT_LOAD && self >= first && self - first < header.p_memsz;
-    if (header.p_type == PT_TLS) bytes = header.p_memsz;
-  }
-  if (!mine) return 0;
-  static_first = static_cast<unsigned char*>(info->dlpi_tls_data);
-  static_last = static_first == nullptr ? nullptr : static_first + bytes;
-  return 1;
-}
-
 void prepare_thread(size_t i) {
   Thread& thread = threads[i];
   const auto index = static_cast<unsigned>(i);
@@ -305,7 +290,7 @@ void run_block() {
   for (Warp& warp : warps) turn(warp);
   // NaN in every floating-point type.
   if (dynamic_bytes > 0) std::memset(dynamic, 0xff, dynamic_bytes);
-  if (static_first != nullptr) std::memset(static_first, 0xff, static_last - static_first);
+  std::memset(__start_static_shared, 0xff, __stop_static_shared - __start_static_shared);
   for (size_t i = 0; i < thread_count; ++i) Fiber::order(main_fiber, threads[i].fiber);
   run_next();
   for (size_t i = 0; i < thread_count; ++i) Fiber::order(main_fiber, threads[i].fiber);
@@ -343,7 +328,7 @@ bool in_shared_memory(const void* first, size_t bytes) {
     return begin != nullptr && offset <= size && size - offset >= bytes;
   };
   return within(dynamic, dynamic_bytes) ||
-         within(static_first, static_cast<size_t>(static_last - static_first));
+         within(__start_static_shared, __stop_static_shared - __start_static_shared);
 }
 
 cudaError_t launch_blocks(dim3 grid, dim3 block, size_t shared_bytes, const std::type_info& kernel,
@@ -370,8 +355,6 @@ cudaError_t launch_blocks(dim3 grid, dim3 block, size_t shared_bytes, const std:
   const std::unique_ptr<void, void (*)(void*)> shared(memory, std::free);
   dynamic = static_cast<unsigned char*>(memory);
   dynamic_bytes = shared_bytes;
-  *static_cast<volatile char*>(&static_anchor) = 0;
-  dl_iterate_phdr(find_static_shared, nullptr);
 
   std::vector<uint64_t> order(uint64_t{grid.x} * grid.y * grid.z);
   std::iota(order.begin(), order.end(), 0);
