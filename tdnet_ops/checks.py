@@ -55,6 +55,13 @@ def check_feature_map(name: str, x: object) -> Tensor:
     return checked
 
 
+def channels_first(name: str, x: Tensor, ranks: Sequence[int] = (3, 4, 5)) -> Tensor:
+    """Tokens [B, N, C] -> [B, C, N]; maps and frames as they are."""
+    rank = x.dim() if isinstance(x, Tensor) and x.dim() in ranks else 4
+    checked = check_tensor(name, x, rank)
+    return checked.transpose(1, 2) if rank == 3 else checked
+
+
 def check_matches(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     """Same dtype and device."""
     if x.dtype != like.dtype:
