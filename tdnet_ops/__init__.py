@@ -13,6 +13,7 @@ from tdnet_ops.info import build_info
 from tdnet_ops.merging import merge
 from tdnet_ops.operators import *  # noqa: F403  the public functions
 from tdnet_ops.pooling import pool
+from tdnet_ops.top_k import top_k_propagate
 from tdnet_ops.version import __version__
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "decompositions",
     "merge",
     "pool",
+    "top_k_propagate",
     "with_key_bias",
     "with_l2_similarity",
     "with_relative_positions",
