@@ -1,6 +1,6 @@
 """Fused attention-propagation operators over feature maps, for PyTorch."""
 
-from tdnet_ops import operators, registration  # noqa: F401  registration gives them to torch
+from tdnet_ops import nn, operators, registration  # noqa: F401  registration gives them to torch
 from tdnet_ops.backends import backend
 from tdnet_ops.definitions import decompositions
 from tdnet_ops.extra_channels import (

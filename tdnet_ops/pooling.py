@@ -14,8 +14,8 @@ POOLING_MODES = (*checks.MODES, "floor_max", "average")
 def pool(x: Tensor, stride: int, mode: str = "max") -> Tensor:
     """Pools windows of stride x stride, as spatial_pool or as PyTorch's own pooling does.
 
-    The latter drops the windows that the border cuts: rows and columns behind the last whole window
-    are cropped, after which both are the same.
+    The latter drops the windows that the border cuts; of a map whose sides the stride divides,
+    "max" and "floor_max" are the same.
 
     Args:
         x: [B, C, H, W].
@@ -38,6 +38,4 @@ def pool(x: Tensor, stride: int, mode: str = "max") -> Tensor:
     height, width = checks.check_feature_map("x", x).shape[2:]
     if height < stride or width < stride:
         raise ValueError(f"x: expected at least {stride} x {stride} pixels, got {height} x {width}")
-    if mode == "average":
-        return F.avg_pool2d(x, stride)
-    return spatial_pool(x[:, :, : height // stride * stride, : width // stride * stride], stride)
+    return F.avg_pool2d(x, stride) if mode == "average" else F.max_pool2d(x, stride)

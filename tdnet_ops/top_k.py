@@ -38,7 +38,8 @@ def top_k_propagate(
         scale: 1 / sqrt(d_k) if None.
 
     Returns:
-        [B, d_v, H, W] in the layout of q, or [B, N, d_v]; differentiable in q, k and v, twice too.
+        [B, d_v, H, W] in the layout of q, or [B, N, d_v]; differentiable in q, k and v, twice
+        too; not by torch.func, which refuses checkpoints.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
