@@ -1,8 +1,8 @@
 """Attention kernels as peers: what stands in the place of scaled_dot_product_attention.
 
-Each is a function (q, k, v) -> out of `case.Attend`, one head, scale 1 / sqrt(d_k). Kernels that
-want d_v = d_k get the values as d_v / d_k heads that share their queries and keys, which costs them
-the logits once a head; "heads" in a name says so where there is a peer without.
+Each is a function (q, k, v) -> out of `case.Attend`, scale 1 / sqrt(d_k). Kernels that want d_v =
+d_k get the values as d_v / d_k heads that share their queries and keys, which costs them the logits
+once a head ("heads" in a name says so where there is a peer without), or queries and keys padded.
 """
 
 from __future__ import annotations
@@ -26,13 +26,23 @@ def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _heads_of_values(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Gives `attend` as many heads [B, heads, M, d_k] as hold the d_v channels of the values."""
+    """Gives `attend` d_v / d_k heads of d_k channels, rounded up, for each head of the call."""
     channels, width = v.shape[-1], q.shape[-1]
-    heads = -(-channels // width)
-    values = F.pad(v, (0, heads * width - channels))
-    values = values.squeeze(1).unflatten(-1, (heads, width)).transpose(1, 2)
-    out = attend(q.expand(-1, heads, -1, -1), k.expand(-1, heads, -1, -1), values)
-    return out.transpose(1, 2).flatten(2)[:, None, :, :channels]
+    parts = -(-channels // width)
+    values = F.pad(v, (0, parts * width - channels)).unflatten(-1, (parts, width))
+    values = values.transpose(2, 3).flatten(1, 2)
+    queries, keys = (x[:, :, None].expand(-1, -1, parts, -1, -1).flatten(1, 2) for x in (q, k))
+    out = attend(queries, keys, values).unflatten(1, (-1, parts))
+    return out.transpose(2, 3).flatten(3)[..., :channels]
+
+
+def _padded(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Gives `attend` queries, keys and values of one width, a multiple of 64, filled with zeros."""
+    widest = max(q.shape[-1], v.shape[-1])
+    width = -(-widest // 64) * 64
+    q_padded, k_padded, v_padded = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    out: Tensor = attend(q_padded, k_padded, v_padded, scale=q.shape[-1] ** -0.5)
+    return out[..., : v.shape[-1]]
 
 
 def _tokens_before_heads(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -44,9 +54,9 @@ def _tokens_before_heads(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Te
 
 
 def _without_batch(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """For packages whose tensors are [tokens, heads, channels]."""
-    out: Tensor = attend(*(x.squeeze(0).transpose(0, 1) for x in (q, k, v)))
-    return out.transpose(0, 1)[None]
+    """For packages whose tensors are [tokens, heads, channels]: a batch is more heads."""
+    out: Tensor = attend(*(x.flatten(0, 1).transpose(0, 1) for x in (q, k, v)))
+    return out.transpose(0, 1).unflatten(0, q.shape[:2])
 
 
 def _half_only(dtype: torch.dtype) -> None:
@@ -81,6 +91,19 @@ def _flashinfer(dtype: torch.dtype) -> Attend:
     return partial(_heads_of_values, partial(_without_batch, function))
 
 
+def _ffpa(dtype: torch.dtype) -> Attend:
+    function = load("ffpa_attn").ffpa_attn_func
+    _half_only(dtype)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        if not 256 < q.shape[-1] <= 1024:
+            raise Refusal(f"made for 257 to 1024 channels, else it calls SDPA, got {q.shape[-1]}")
+        out: Tensor = function(q, k, v, scale=scale)
+        return out
+
+    return partial(_padded, attend)
+
+
 def _xformers(dtype: torch.dtype) -> Attend:
     function = load("xformers.ops").memory_efficient_attention
     return partial(_tokens_before_heads, function)
@@ -103,6 +126,7 @@ KERNELS: dict[str, Callable[[torch.dtype], Attend]] = {
     "flash-attn": _flash_attn,
     "flash-attn-3": _flash_attn_3,
     "flashinfer": _flashinfer,
+    "ffpa-padded": _ffpa,
     "xformers": _xformers,
 }
 # The distributions behind those that are not torch's.
@@ -110,5 +134,6 @@ DISTRIBUTIONS = {
     "flash-attn": "flash-attn",
     "flash-attn-3": "flash-attn-3",
     "flashinfer": "flashinfer-python",
+    "ffpa-padded": "ffpa-attn",
     "xformers": "xformers",
 }

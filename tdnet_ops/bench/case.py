@@ -44,6 +44,7 @@ class Setting:
         threads: of our operators and of every peer.
         device: of all tensors.
         cache_bytes: that the sets of tensors which calls rotate among outgrow; 0: one set.
+        backward: whether a call is a forward and a backward pass.
     """
 
     layout: str
@@ -51,6 +52,7 @@ class Setting:
     threads: int
     device: torch.device = CPU
     cache_bytes: int = 0
+    backward: bool = False
 
 
 class Inputs:
@@ -62,12 +64,18 @@ class Inputs:
 
     def tensor(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal numbers, contiguous."""
-        numbers = torch.randn(shape, generator=self._generator) * scale
-        return numbers.to(self._setting.device, self._setting.dtype)
+        return self._make(shape, torch.contiguous_format, scale)
 
     def feature_map(self, *shape: int) -> Tensor:
         """A map [B, C, H, W] in the layout of the setting."""
-        return self.tensor(*shape).contiguous(memory_format=LAYOUTS[self._setting.layout])
+        return self._make(shape, LAYOUTS[self._setting.layout])
+
+    def _make(
+        self, shape: Sequence[int], layout: torch.memory_format, scale: float = 1.0
+    ) -> Tensor:
+        numbers = torch.randn(shape, generator=self._generator) * scale
+        x = numbers.to(self._setting.device, self._setting.dtype)
+        return x.contiguous(memory_format=layout).requires_grad_(self._setting.backward)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -87,7 +95,10 @@ def empty_tokens(like: Tensor) -> Tensor:
 
 
 class Form(NamedTuple):
-    """One PyTorch way to compute the case: function(*tensors)."""
+    """One PyTorch way to compute the case: function(*tensors).
+
+    The tensors lead back to the arguments of our operator, for their gradients.
+    """
 
     function: Callable[..., Result]
     tensors: tuple[Any, ...]
@@ -123,16 +134,22 @@ class Graph:
 
 def relative_error(result: Result, expected: Result) -> float:
     """max|a - b| / max|b| over all tensors; infinite where a shape differs or a number is NaN."""
-    results, expecteds = _as_tuple(result), _as_tuple(expected)
+    results, expecteds = as_tuple(result), as_tuple(expected)
     if [x.shape for x in results] != [x.shape for x in expecteds]:
         return float("inf")
-    errors = [
-        float((a - b).abs().max() / b.abs().max()) for a, b in zip(results, expecteds, strict=True)
-    ]
-    return max(float("inf") if error != error else error for error in errors)
+    return max(_relative_error(a, b) for a, b in zip(results, expecteds, strict=True))
 
 
-def _as_tuple(result: Result) -> tuple[Tensor, ...]:
+def _relative_error(x: Tensor, expected: Tensor) -> float:
+    error = float((x - expected).abs().max() / expected.abs().max())
+    if error == error:
+        return error
+    # A gradient may be nothing but zeros.
+    return 0.0 if torch.equal(x, expected) else float("inf")
+
+
+def as_tuple(result: Result) -> tuple[Tensor, ...]:
+    """The tensors of a result."""
     return (result,) if isinstance(result, Tensor) else result
 
 
@@ -171,6 +188,7 @@ class Case:
         shapes: for people.
         build: makes the tensors.
         on_request: runs only if named by --case.
+        group: another name for --case, of several cases; empty if there is none.
     """
 
     operator: str
@@ -178,6 +196,7 @@ class Case:
     shapes: str
     build: Callable[[Setting], Problem]
     on_request: bool = False
+    group: str = ""
 
     def __str__(self) -> str:
         return f"{self.operator} {self.name}"

@@ -31,6 +31,7 @@ _ADVICE = {
     "matplotlib": "pip install matplotlib",
     "flash_attn": "pip install flash-attn",
     "flash_attn_interface": "FlashAttention 3, the folder hopper of its sources",
+    "ffpa_attn": "pip install ffpa-attn",
     "flashinfer": "pip install flashinfer-python",
     "xformers": "pip install xformers",
 }
