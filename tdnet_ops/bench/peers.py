@@ -6,14 +6,16 @@ import functools
 import importlib.metadata
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 import tdnet_ops
 from tdnet_ops import backends
 from tdnet_ops.bench import attention, engines
-from tdnet_ops.bench.case import Case, Problem, Result, Setting
+from tdnet_ops.bench.case import Case, Form, Problem, Result, Setting
 from tdnet_ops.bench.engines import Refusal
+from tdnet_ops.operators import OPERATORS
 
 Call = Callable[[], Result]
 
@@ -21,6 +23,9 @@ _ENGINES = {"openvino": engines.openvino, "onnxruntime": engines.onnxruntime}
 _FORMS = ("published", "sdpa", "sdpa-linear", "argmax")
 # Their first call compiles, for seconds to a minute.
 COMPILED = ("compile", "flex")
+# They hold their memory from call to call.
+KEEP_MEMORY = tuple(_ENGINES)
+_FORWARD_ONLY = (*_ENGINES, "flashinfer")
 
 # Peers first, then every backend of this package.
 NAMES = (*_FORMS, *attention.KERNELS, "compile", *_ENGINES, *backends.NAMES)
@@ -42,9 +47,16 @@ def slow(device: torch.device) -> list[str]:
     return [name for name in usual(device, 1.0) if name in COMPILED]
 
 
-def ours(case: Case, setting: Setting) -> str:
-    """The backend that a user gets, the one that ratios refer to."""
-    return backends.first_available(case.operator, setting.device, setting.dtype)
+def ours(case: Case, setting: Setting, arguments: Sequence[Any] = ()) -> str:
+    """The backend that a user gets, the one that ratios refer to.
+
+    Args:
+        arguments: of the operator; without them what a kernel refuses of a call is not known.
+    """
+    if not arguments:
+        return backends.first_available(case.operator, setting.device, setting.dtype)
+    like = torch.empty(0, device=setting.device, dtype=setting.dtype)
+    return backends.choose(OPERATORS[case.operator], like, arguments, None)
 
 
 def exists(name: str, problem: Problem) -> bool:
@@ -54,8 +66,8 @@ def exists(name: str, problem: Problem) -> bool:
     return name not in _FORMS or name in problem.forms
 
 
-def build(name: str, case: Case, problems: Sequence[Problem], setting: Setting) -> list[Call]:
-    """Readies a peer's call on each set of tensors.
+def build(name: str, case: Case, problems: Sequence[Problem], setting: Setting) -> list[Form]:
+    """Readies a peer for each set of tensors.
 
     Args:
         problems: of the case, one a set.
@@ -63,11 +75,13 @@ def build(name: str, case: Case, problems: Sequence[Problem], setting: Setting) 
     Raises:
         Refusal: it cannot run here, with the reason.
     """
+    if setting.backward and name in _FORWARD_ONLY:
+        raise Refusal("it has no backward pass")
     try:
         if name in _ENGINES:
             if setting.device.type != "cpu":
                 raise Refusal("compared on CPUs only")
-            return [_ENGINES[name](problem.graph(), setting) for problem in problems]
+            return [Form(_ENGINES[name](problem.graph(), setting), ()) for problem in problems]
         if name == "compile":
             return _compiled(problems)
         if name in attention.KERNELS:
@@ -93,6 +107,8 @@ def run_once(call: Call) -> Result:
         warnings.simplefilter("always")
         try:
             return call()
+        except Refusal:
+            raise
         except Exception as error:  # As above.
             reasons = dict.fromkeys(_warning_text(warning) for warning in warned)
             raise Refusal("; ".join([first_line(error), *reasons])) from error
@@ -111,24 +127,24 @@ def version(name: str) -> str:
         return ""
 
 
-def _forms(name: str, problems: Sequence[Problem], **options: object) -> list[Call]:
+def _forms(name: str, problems: Sequence[Problem], **options: object) -> list[Form]:
     forms = [problem.forms[name] for problem in problems]
-    return [functools.partial(form.function, *form.tensors, **options) for form in forms]
+    return [Form(functools.partial(form.function, **options), form.tensors) for form in forms]
 
 
-def _compiled(problems: Sequence[Problem]) -> list[Call]:
+def _compiled(problems: Sequence[Problem]) -> list[Form]:
     torch._dynamo.reset()
     forms = [problem.forms["published"] for problem in problems]
     function = torch.compile(forms[0].function, dynamic=False)
-    return [functools.partial(function, *form.tensors) for form in forms]
+    return [Form(function, form.tensors) for form in forms]
 
 
-def _backend(name: str, case: Case, problems: Sequence[Problem], setting: Setting) -> list[Call]:
+def _backend(name: str, case: Case, problems: Sequence[Problem], setting: Setting) -> list[Form]:
     reason = backends.why_unavailable(name, case.operator, setting.device, setting.dtype)
     if reason is not None:
         raise Refusal(reason)
-    operator = getattr(tdnet_ops, case.operator)
-    return [functools.partial(operator, *problem.arguments, backend=name) for problem in problems]
+    operator = functools.partial(getattr(tdnet_ops, case.operator), backend=name)
+    return [Form(operator, problem.arguments) for problem in problems]
 
 
 def first_line(error: Exception) -> str:

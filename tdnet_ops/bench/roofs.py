@@ -37,6 +37,8 @@ class Roof:
     moved_bytes: int
 
 
+# Kept tensors serve runs with and without a backward pass.
+@torch.inference_mode(False)
 def measured_roofs(problem: Problem, setting: Setting) -> dict[str, Roof]:
     """The peak, torch.mm on a square and at the case's own shapes if it has any, and a copy.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 import tdnet_ops
-from tdnet_ops.bench import device, peers, precision, roofs
-from tdnet_ops.bench.case import TOLERANCES, Case, Problem, Setting
+from tdnet_ops.bench import backward, device, memory, peers, precision, roofs
+from tdnet_ops.bench.case import TOLERANCES, Case, Form, Problem, Setting
 from tdnet_ops.bench.engines import Refusal
 from tdnet_ops.bench.measure import Burst, Times, clock_burst, interleave, ratio_of_rounds
 
@@ -23,6 +24,7 @@ class Row:
         status: "timed", "refused" (could not run), "wrong" (ran, not timed), "right" (ran, not
             timed because ours is wrong), or, for ours, "failed": the case ended with an error.
         error: max|a - b| / max|b| against the reference.
+        peak_memory_bytes: the most that a call holds beside its arguments, see `memory.py`.
         ratio: the peer's median over ours.
         ratio_of_rounds: the median over rounds of the peer's time over ours.
         timing: by the "clock", or on a device by "events" or by a "graph" that is replayed.
@@ -41,6 +43,7 @@ class Row:
     role: str
     status: str
     error: float | None = None
+    peak_memory_bytes: int | None = None
     median_ms: float | None = None
     q20_ms: float | None = None
     q80_ms: float | None = None
@@ -73,9 +76,9 @@ def run_case(case: Case, setting: Setting, names: Sequence[str], seconds: float)
     Returns:
         Rows of ours, the peers in order, the roofs; refused and wrong peers have a note.
     """
-    with torch.inference_mode(), precision.ieee():
+    with torch.inference_mode(not setting.backward), precision.ieee():
         problems = _problems(case, setting)
-        ours = peers.ours(case, setting)
+        ours = peers.ours(case, setting, problems[0].arguments)
         others = [name for name in names if name != ours and peers.exists(name, problems[0])]
         calls, rows = _checked_calls(case, problems, setting, [ours, *others])
         if ours not in calls:
@@ -117,11 +120,16 @@ def failed_case(case: Case, setting: Setting, error: Exception) -> Row:
 
 def _problems(case: Case, setting: Setting) -> list[Problem]:
     """The case with one set of tensors, or with as many as outgrow the cache of the device."""
-    problem = case.build(setting)
+    problem = _problem(case, setting)
     if setting.cache_bytes == 0:
         return [problem]
     sets = device.input_sets(problem.compulsory_bytes, setting.cache_bytes)
-    return [problem, *(case.build(setting) for _ in range(sets - 1))]
+    return [problem, *(_problem(case, setting) for _ in range(sets - 1))]
+
+
+def _problem(case: Case, setting: Setting) -> Problem:
+    problem = case.build(setting)
+    return backward.counted(problem) if setting.backward else problem
 
 
 def _burst(calls: Sequence[Callable[[], object]], where: torch.device) -> Burst:
@@ -134,30 +142,45 @@ def _checked_calls(
     case: Case, problems: Sequence[Problem], setting: Setting, names: Sequence[str]
 ) -> tuple[dict[str, list[peers.Call]], list[Row]]:
     """The calls that may be timed, one a set of tensors, and a row for each name; ours first."""
-    operator = getattr(tdnet_ops, case.operator)
-    expected = operator(*problems[0].arguments, backend="reference")
+    reference = functools.partial(getattr(tdnet_ops, case.operator), backend="reference")
+    definition = [Form(reference, problems[0].arguments)]
+    expected = _calls(definition, problems[0], setting)[0]()
     tolerance = TOLERANCES[setting.dtype]
     checked: dict[str, list[peers.Call]] = {}
     rows: list[Row] = []
     for name in names:
         role = "peer" if rows else "ours"
-        status, note, error = "timed", "", None
+        status, note, error, held = "timed", "", None, None
         try:
-            calls = peers.build(name, case, problems, setting)
-            error = problems[0].error(peers.run_once(calls[0]), expected)
-            for call in calls[1:]:
+            forms = peers.build(name, case, problems, setting)
+            first, calls = _calls(forms, problems[0], setting)
+            error = problems[0].error(peers.run_once(first), expected)
+            for call in calls:
                 peers.run_once(call)
         except Refusal as refusal:
             status, note = "refused", str(refusal)
         else:
             if error <= tolerance:
                 checked[name] = calls
+                if name not in peers.KEEP_MEMORY:
+                    held = memory.peak_bytes(calls[0], setting.device)
             else:
                 status, note = "wrong", f"error {error:.1e}, allowed {tolerance:.1e}"
         version = peers.version(name)
         row = Row(case.operator, case.name, case.shapes, name, version, role, status, error)
-        rows.append(replace(row, note=note))
+        rows.append(replace(row, note=note, peak_memory_bytes=held))
     return checked, rows
+
+
+def _calls(
+    forms: Sequence[Form], problem: Problem, setting: Setting
+) -> tuple[peers.Call, list[peers.Call]]:
+    """The call whose result is compared with the reference's, and those that are timed."""
+    if setting.backward:
+        timed = [backward.timed_call(form) for form in forms]
+        return backward.checked_call(forms[0], problem.arguments), [*timed]
+    calls = [functools.partial(form.function, *form.tensors) for form in forms]
+    return calls[0], [*calls]
 
 
 def _timed(
