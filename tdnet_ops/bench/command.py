@@ -15,13 +15,14 @@ from typing import NoReturn
 
 import torch
 
-from tdnet_ops.bench import peers, plot, quiet, report
+from tdnet_ops.bench import compare, peers, plot, quiet, report, shape
 from tdnet_ops.bench.case import DTYPES, LAYOUTS, Case, Setting
 from tdnet_ops.bench.cases import CASES
 from tdnet_ops.bench.device import cache_bytes
 from tdnet_ops.bench.engines import Refusal
 from tdnet_ops.bench.screen import Screen, screen
 from tdnet_ops.bench.suite import Row, failed_case, run_case
+from tdnet_ops.operators import OPERATORS
 
 SECONDS = 15.0
 
@@ -60,6 +61,23 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _percent(text: str) -> float:
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = math.nan
+    if not 0 <= percent < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a percentage from 0 such as 5%, got {text!r}")
+    return percent / 100
+
+
+def _shape(text: str) -> Case:
+    try:
+        return shape.case_of_shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _output(text: str) -> Path:
     path = Path(text)
     if not os.access(path.parent, os.W_OK) or path.is_dir():
@@ -73,10 +91,30 @@ def _parser() -> argparse.ArgumentParser:
         description="Times every operator beside its peers in one process.",
     )
     operators = list(dict.fromkeys(case.operator for case in CASES))
-    names = list(dict.fromkeys(case.name for case in CASES))
+    groups = list(dict.fromkeys(case.group for case in CASES if case.group))
+    names = [*dict.fromkeys(case.name for case in CASES), *groups]
     parser.add_argument("--op", nargs="+", choices=operators, metavar="NAME", help="default: all")
     parser.add_argument(
-        "--case", nargs="+", choices=names, metavar="NAME", help="see --list; default: all but tiny"
+        "--case",
+        nargs="+",
+        choices=names,
+        metavar="NAME",
+        help="see --list; blocks: the attention of other people's models; default: all but those "
+        "and tiny, none with --shape",
+    )
+    parser.add_argument(
+        "--shape",
+        nargs="+",
+        type=_shape,
+        default=[],
+        metavar=shape.FORM,
+        help="cases of attention_propagate without phi and residual: batch, channels of keys and "
+        "of values of all heads together, query map, key map",
+    )
+    parser.add_argument(
+        "--backward",
+        action="store_true",
+        help="time a forward and a backward pass together, of everybody who has one",
     )
     parser.add_argument(
         "--peers",
@@ -128,20 +166,56 @@ def _parser() -> argparse.ArgumentParser:
         help="one set of tensors, which a GPU's cache may hold; default: as many as outgrow it",
     )
     parser.add_argument("--csv", type=_output, metavar="F", help="a line a peer and case")
+    parser.add_argument("--json", type=_output, metavar="F", help="the same as JSON")
     parser.add_argument("--plot", type=_output, metavar="F.png", help="the roofline, as PNG")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("OLD.csv", "NEW.csv"),
+        help="measure nothing: print how ours changed beside its peers from one file to the other",
+    )
+    parser.add_argument(
+        "--fail-above",
+        type=_percent,
+        metavar="P%",
+        help="of --compare: exit code 1 where a case became slower by more",
+    )
     return parser
 
 
 def _selected(options: argparse.Namespace) -> list[Case]:
-    """The cases of --op and --case; those made to be named only if they are, or to be listed."""
+    """Those of --op, --case and --shape that --backward can take.
+
+    Cases that are made to be named run only if they are, or are listed.
+    """
     named, everything = options.case, options.list
-    return [
+    table = [
         case
         for case in CASES
-        if (not options.op or case.operator in options.op)
-        and (case.name in named if named else everything or not case.on_request)
+        if (
+            case.name in named or case.group in named
+            if named
+            else not options.shape and (everything or not case.on_request)
+        )
     ]
+    return [
+        case
+        for case in [*table, *options.shape]
+        if (not options.op or case.operator in options.op)
+        and (not options.backward or OPERATORS[case.operator].differentiable)
+    ]
+
+
+def _why_none(options: argparse.Namespace) -> str:
+    """What is wrong with --op, --case, --shape and --backward together."""
+    if options.backward and not any(OPERATORS[x].differentiable for x in options.op or ()):
+        return f"argument --backward: {', '.join(options.op or _without_gradient())}: no gradient"
+    if not options.case:
+        return f"argument --shape: cases of attention_propagate, got --op {' '.join(options.op)}"
+    named = [case.name for case in CASES if case.operator in options.op]
+    return f"argument --case: {', '.join(options.op)} has {', '.join(named)}"
 
 
 def _one_of_each_first(cases: Sequence[Case]) -> list[Case]:
@@ -177,7 +251,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     on_cpu = options.device.type == "cpu"
     cache = 0 if on_cpu or options.warm else cache_bytes(options.device)
     dtype = DTYPES[options.dtype]
-    return Setting(options.layout, dtype, options.threads, options.device, cache)
+    return Setting(options.layout, dtype, options.threads, options.device, cache, options.backward)
 
 
 def _measured_cases(
@@ -217,6 +291,8 @@ def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequ
     if not (options.peers or options.seconds):
         slow = ", ".join(peers.slow(options.device))
         shown.say(f"left out, for they compile: {slow}; see --peers")
+    if options.backward:
+        shown.say(f"left out, for they have no gradient: {', '.join(_without_gradient())}")
     watch = quiet.Watch(options.threads)
     for sign in watch.load():
         shown.say(f"not quiet, before the first case: {sign}")
@@ -227,8 +303,9 @@ def _measure(options: argparse.Namespace, cases: Sequence[Case], arguments: Sequ
         for measured in _measured_cases(options, cases, setting, names, shown):
             signs = watch.signs(measured)
             rows += [replace(row, disturbed="; ".join(signs)) for row in measured]
-            if options.csv:
-                report.write_csv(options.csv, rows, stamped)
+            for path, write in ((options.csv, report.write_csv), (options.json, report.write_json)):
+                if path:
+                    write(path, rows, stamped)
             _print_notes(shown, measured, said)
             shown.show(report.table_of_case(measured))
             for sign in signs:
@@ -258,21 +335,55 @@ def _print_summary(shown: Screen, rows: Sequence[Row], asked: Sequence[str]) -> 
         shown.say(f"{name}: none of these operators has such a form")
 
 
+def _without_gradient() -> list[str]:
+    return [name for name, x in OPERATORS.items() if x.public and not x.differentiable]
+
+
+def _compare(then: Path, now: Path, limit: float | None) -> int:
+    """Prints how ours changed from one CSV to the other; the exit code.
+
+    Raises:
+        ValueError: a file is none of ours, or they do not compare.
+    """
+    compared = compare.compare(compare.read(then), compare.read(now))
+    shown = screen()
+    for difference in compared.differences:
+        shown.say(difference)
+    shown.show(compare.table(compared))
+    for case in compared.missing:
+        shown.say(f"not compared: {case}")
+    for case in compared.broken:
+        shown.say(f"no longer timed: {case}")
+    slower = [] if limit is None else compared.slower_than(limit)
+    for change in slower:
+        doubt = f" (not quiet {change.disturbed}: measure again)" if change.disturbed else ""
+        shown.say(f"slower by {compare.percent(change.slower)}: {change.case}{doubt}")
+    return FAILED if slower or compared.broken else FINISHED
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs `python -m tdnet_ops.bench`.
 
     Returns:
-        The exit code: 0, 1 if an operator of ours is wrong or a case failed, 130 after Ctrl-C.
+        The exit code: 0, 1 if an operator of ours is wrong or a case failed (with --compare:
+        became slower than --fail-above allows), 130 after Ctrl-C.
 
     Raises:
         SystemExit: 2, after one line, for arguments that make no sense.
     """
     parser = _parser()
     options = parser.parse_args(list(arguments))
+    if options.fail_above is not None and not options.compare:
+        parser.error("argument --fail-above: expected --compare beside it")
+    if options.compare:
+        try:
+            then, now = options.compare
+            return _compare(then, now, options.fail_above)
+        except ValueError as error:
+            parser.error(f"argument --compare: {error}")
     cases = _selected(options)
     if not cases:
-        named = [case.name for case in CASES if case.operator in options.op]
-        parser.error(f"argument --case: {', '.join(options.op)} has {', '.join(named)}")
+        parser.error(_why_none(options))
     if options.list:
         _print_list(screen(), cases)
         return FINISHED

@@ -15,6 +15,7 @@ from tdnet_ops.bench.report import digits, whole_file
 from tdnet_ops.bench.suite import Row
 
 _MARKERS = "osD^vPX*<>"
+_PEER_MARKERS = "x+^vsDph<>|_12*8"
 # Where a number may stand beside its point, and how far from others, in typographic points.
 _SIDES = ((0, 9), (0, -9), (9, 0), (-9, 0), (8, 8), (-8, -8), (8, -8), (-8, 8), (0, 18), (0, -18))
 _CLEARANCE = 10
@@ -33,8 +34,8 @@ def load_pyplot() -> ModuleType:
 def write_roofline(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) -> None:
     """Ours as one numbered point a case, GFLOP/s over operations a compulsory byte, as PNG.
 
-    The roofs are the medians of the rates measured beside the cases. Cases without operations
-    (subsampling) have no place in it.
+    Peers are small grey marks above and below. The roofs are the medians of the rates measured
+    beside the cases. Cases without operations (subsampling) have no place in it.
 
     Raises:
         Refusal: matplotlib is not installed.
@@ -46,6 +47,8 @@ def write_roofline(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) 
         1, 2, figsize=(13, 6.5), width_ratios=(3, 2), layout="constrained"
     )
     _draw_roofs(axes, rows, [_intensity(row) for row in points])
+    marks = [row for row in rows if row.role == "peer" and row.gflops and row.operations]
+    peers = _draw_peers(axes, marks)
     handles = _draw_points(axes, points)
     labels = [
         f"{number}  {row.operator} {row.case}: {digits(row.gflops)}"
@@ -55,16 +58,19 @@ def write_roofline(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) 
     key.legend(
         handles, labels, title="GFLOP/s", loc="upper left", frameon=False, fontsize=9
     ).set_alignment("left")
+    if peers:
+        names = {"handles": list(peers.values()), "labels": list(peers)}
+        figure.legend(**names, loc="outside lower left", ncols=9, frameon=False, fontsize=9)
     axes.set(
         xscale="log",
         yscale="log",
         xlabel="arithmetic intensity (FLOP/byte)",
         ylabel="GFLOP/s",
-        title=f"{_machine(stamped)}, {stamped['dtype']}, {stamped['layout']}",
+        title=f"{_machine(stamped)}, {stamped['dtype']}, {stamped['layout']}, {stamped['pass']}",
     )
     axes.grid(which="both", alpha=0.2)
     figure.draw_without_rendering()  # Settles where points lie, in pixels.
-    _number_points(axes, points)
+    _number_points(axes, points, marks)
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=120)
     pyplot.close(figure)
@@ -114,6 +120,24 @@ def _median(rows: Sequence[Row], peer: str, rate: str) -> float | None:
     return statistics.median(rates) if rates else None
 
 
+def _draw_peers(axes: Any, marks: Sequence[Row]) -> dict[str, Any]:
+    """One marker a peer, each at its cases' intensities; their handles by name."""
+    handles = {}
+    for which, name in enumerate(dict.fromkeys(row.peer for row in marks)):
+        own = [row for row in marks if row.peer == name]
+        (handles[name],) = axes.plot(
+            [_intensity(row) for row in own],
+            [row.gflops for row in own],
+            linestyle="",
+            marker=_PEER_MARKERS[which % len(_PEER_MARKERS)],
+            markersize=4,
+            color="grey",
+            markerfacecolor="none",
+            alpha=0.8,
+        )
+    return handles
+
+
 def _draw_points(axes: Any, points: Sequence[Row]) -> list[Any]:
     """One colour and marker an operator."""
     operators = list(dict.fromkeys(row.operator for row in points))
@@ -125,10 +149,10 @@ def _draw_points(axes: Any, points: Sequence[Row]) -> list[Any]:
     return handles
 
 
-def _number_points(axes: Any, points: Sequence[Row]) -> None:
-    """Writes each point's number beside it, clear of other points and numbers if there is room."""
+def _number_points(axes: Any, points: Sequence[Row], marks: Sequence[Row]) -> None:
+    """Writes each point's number beside it, clear of points, marks and numbers where it can."""
     pixels = axes.figure.dpi / 72
-    taken = [axes.transData.transform((_intensity(row), row.gflops)) for row in points]
+    taken = [axes.transData.transform((_intensity(row), row.gflops)) for row in [*points, *marks]]
     for number, row in enumerate(points, 1):
         others = [*taken[: number - 1], *taken[number:]]
         places = {

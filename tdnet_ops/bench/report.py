@@ -1,9 +1,10 @@
-"""Tables for people and CSV for programs."""
+"""Tables for people, CSV and JSON for programs."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import math
 import os
 import platform
@@ -27,6 +28,7 @@ def stamp(setting: Setting, arguments: Sequence[str]) -> dict[str, str]:
         "device": _device_name(setting.device),
         "instruction_set": str(tdnet_ops.build_info()["cpu"]["in_use"]),
         "threads": str(setting.threads),
+        "pass": "forward and backward" if setting.backward else "forward",
         "layout": setting.layout,
         "dtype": str(setting.dtype).removeprefix("torch."),
         "torch": str(torch.__version__),
@@ -65,6 +67,7 @@ def table_of_case(rows: Sequence[Row]) -> Table:
         "% peak",
         "% mm shapes",
         "% copy",
+        "memory MB",
     )
     table = Table(f"{rows[0].operator} {rows[0].case}: {rows[0].shapes}", columns)
     for row in rows:
@@ -81,6 +84,7 @@ def table_of_case(rows: Sequence[Row]) -> Table:
             _percent(row.percent_peak),
             _percent(row.percent_mm_shapes),
             _percent(row.percent_copy),
+            _megabytes(row.peak_memory_bytes),
         )
         style = {"ours": "bold", "roof": "dim", "product": "dim"}.get(row.role)
         name = f"{row.peer} (ours)" if row.role == "ours" else row.peer
@@ -128,6 +132,10 @@ def _percent(number: float | None) -> str:
     return digits(number, 2)
 
 
+def _megabytes(count: int | None) -> str:
+    return "-" if count is None else digits(count / 1e6)
+
+
 def write_csv(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) -> None:
     """One line a row, each with the stamp.
 
@@ -139,6 +147,24 @@ def write_csv(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) -> No
         writer = csv.DictWriter(file, [*columns, *stamped])
         writer.writeheader()
         writer.writerows({**asdict(row), **stamped} for row in rows)
+
+
+def write_json(path: Path, rows: Sequence[Row], stamped: Mapping[str, str]) -> None:
+    """An object of the stamp and a list of the rows, the numbers that JSON has none for as null.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    whole = {"stamp": dict(stamped), "rows": [_finite(asdict(row)) for row in rows]}
+    with whole_file(path) as part:
+        part.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def _finite(row: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 @contextlib.contextmanager

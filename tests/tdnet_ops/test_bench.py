@@ -50,18 +50,8 @@ INSTALLED_ENGINES = [
     if importlib.util.find_spec(name) and importlib.util.find_spec("onnx")
 ]
 
+pytestmark = pytest.mark.usefixtures("quick_bench")
 in_every_operator = pytest.mark.parametrize("case", TINY.values(), ids=TINY)
-
-
-@pytest.fixture(autouse=True)
-def _small_roofs(monkeypatch):
-    """Roofs that take no time, and memory and threads that no test needs."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr(roofs, "SQUARE", 16)
-    monkeypatch.setattr(roofs, "PEAK_STEPS", 10)
-    monkeypatch.setattr(roofs, "COPY_BYTES", 4096)
-    monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(measure, "BURST_SECONDS", 0.0)
 
 
 def missing(monkeypatch, *names):
@@ -104,6 +94,7 @@ def row_of(rows, peer):
 
 def test_every_case_has_a_name_of_its_own():
     assert len(set(map(str, CASES))) == len(CASES)
+    assert not {case.name for case in CASES} & {case.group for case in CASES}
     usual = {case.operator for case in CASES if not case.on_request}
     assert usual == set(TINY) == set(samples.NAMES)
 
@@ -326,6 +317,12 @@ def single_prefill_with_kv_cache(q, k, v):
     return attend(*(x.transpose(0, 1) for x in (q, k, v))).transpose(0, 1)
 
 
+def ffpa_attn_func(query, key, value, scale):
+    """As scaled_dot_product_attention, one width for all."""
+    assert query.shape[-1] == key.shape[-1] == value.shape[-1] == 320
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
 def memory_efficient_attention(q, k, v):
     return flash_attn_func_3(q, k, v)[0]
 
@@ -337,6 +334,7 @@ def packages(monkeypatch):
         ("flash_attn", flash_attn_func),
         ("flash_attn_interface", flash_attn_func_3),
         ("flashinfer", single_prefill_with_kv_cache),
+        ("ffpa_attn", ffpa_attn_func),
         ("xformers.ops", memory_efficient_attention),
     ):
         named = types.SimpleNamespace(
@@ -352,14 +350,26 @@ def test_packages_get_their_layouts(name, packages):
     rows = suite.run_case(ATTENTION, half, [name, "published"], 0.0)
     row = row_of(rows, name)
     assert (row.status, row.note) == ("timed", "")
-    # More value channels than key channels: several heads, the last of them padded.
-    q, k, v = torch.randn(1, 1, 7, 16), torch.randn(1, 1, 5, 16), torch.randn(1, 1, 5, 40)
     kernel = attention.KERNELS[name](torch.float16)
+    for batch, heads in ((1, 1), (1, 3), (2, 3)):
+        # More value channels than key channels: more heads, the last of them padded.
+        q, k, v = (torch.randn(batch, heads, *x) for x in ((7, 16), (5, 16), (5, 40)))
+        out = kernel(*(x.half() for x in (q, k, v)))
+        torch.testing.assert_close(out.float(), attend(q, k, v), rtol=1e-2, atol=1e-2)
+
+
+def test_ffpa_gets_one_width_and_the_scale_of_the_keys(packages):
+    kernel = attention.KERNELS["ffpa-padded"](torch.float16)
+    q, k, v = (torch.randn(2, 3, *x) for x in ((7, 16), (5, 16), (5, 300)))
     out = kernel(*(x.half() for x in (q, k, v)))
     torch.testing.assert_close(out.float(), attend(q, k, v), rtol=1e-2, atol=1e-2)
+    half = Setting("channels_last", torch.float16, 1)
+    row = row_of(suite.run_case(ATTENTION, half, ["ffpa-padded"], 0.0), "ffpa-padded")
+    note = "made for 257 to 1024 channels, else it calls SDPA, got 64"
+    assert (row.status, row.note) == ("refused", note)
 
 
-@pytest.mark.parametrize("name", ["flash-attn", "flash-attn-3", "flashinfer"])
+@pytest.mark.parametrize("name", ["flash-attn", "flash-attn-3", "flashinfer", "ffpa-padded"])
 def test_packages_for_half_precision_refuse_float32(name, packages):
     row = row_of(suite.run_case(ATTENTION, PLAIN, [name], 0.0), name)
     assert (row.status, row.note) == ("refused", "it takes float16 and bfloat16 only")
@@ -367,7 +377,8 @@ def test_packages_for_half_precision_refuse_float32(name, packages):
 
 @pytest.mark.parametrize("name", attention.DISTRIBUTIONS)
 def test_packages_that_are_missing_are_refused(name, monkeypatch):
-    missing(monkeypatch, "flash_attn", "flash_attn_interface", "flashinfer", "xformers")
+    packages = ("flash_attn", "flash_attn_interface", "flashinfer", "ffpa_attn", "xformers")
+    missing(monkeypatch, *packages)
     row = row_of(suite.run_case(ATTENTION, PLAIN, [name], 0.0), name)
     assert row.status == "refused"
     assert "is not installed (" in row.note
@@ -901,11 +912,15 @@ def test_list_names_every_case(capsys):
     assert (code, len(out.splitlines())) == (0, 1)
 
 
-def test_tiny_is_measured_only_if_named():
+def test_tiny_and_blocks_are_measured_only_if_named():
     options = command._parser().parse_args([])
-    assert {case.name for case in CASES} - {case.name for case in command._selected(options)} == {
-        "tiny"
-    }
+    left_out = [case for case in CASES if case not in command._selected(options)]
+    assert {case.group or case.name for case in left_out} == {"tiny", "blocks"}
+    options = command._parser().parse_args(["--case", "blocks", "psp-360x480-max"])
+    selected = command._selected(options)
+    blocks = [case for case in CASES if case.group == "blocks"]
+    assert len(blocks) > 10
+    assert [*blocks, TINY["spatial_pool"].operator] == [*selected[:-1], selected[-1].operator]
 
 
 def test_csv(capsys, tmp_path, monkeypatch):
@@ -1032,11 +1047,12 @@ def test_budget_is_shared_and_ends_the_run(capsys, tmp_path, monkeypatch):
 
 
 def test_a_budget_reaches_every_operator_first():
-    ordered = command._one_of_each_first([case for case in CASES if case.name != "tiny"])
+    usual = [case for case in CASES if not case.on_request]
+    ordered = command._one_of_each_first(usual)
     operators = [case.operator for case in ordered]
     assert operators[: len(TINY)] == list(TINY)
     assert ordered[0].name == "psp-769x1537"
-    assert len(ordered) == len(set(map(str, ordered))) == len(CASES) - len(TINY)
+    assert len(ordered) == len(set(map(str, ordered))) == len(usual)
     assert operators[len(TINY) :][:2] == list(TINY)[:2]
 
 
@@ -1119,6 +1135,15 @@ def test_peer_without_a_form_is_named(capsys):
         (["--csv", "no/such/folder/a.csv"], "writable folder, got 'no/such/folder/a.csv'"),
         (["--plot", "."], "expected a file name"),
         (["--op", "spatial_pool", "--case", "fanet-769x1537"], "keys-769x1537-max"),
+        (["--op", "spatial_pool", "--shape", "1,2,2,3x3,3x3"], "got --op spatial_pool"),
+        (["--shape", "1,2,2,3x3"], "expected B,dk,dv,HxW,hxw[,heads]"),
+        (["--shape", "1,2,2,3x3,3x0"], "whole numbers from 1, got '1,2,2,3x3,3x0'"),
+        (["--shape", "1,2,3,3x3,3x3,2"], "multiples of the 2 heads, got '1,2,3,3x3,3x3,2'"),
+        (["--op", "upsample_argmax", "--backward"], "--backward: upsample_argmax: no gradient"),
+        (["--json", "no/such/folder/a.json"], "writable folder, got 'no/such/folder/a.json'"),
+        (["--fail-above", "5%"], "expected --compare beside it"),
+        (["--fail-above", "much", "--compare", "a", "b"], "from 0 such as 5%, got 'much'"),
+        (["--compare", "none.csv", "none.csv"], "none.csv: No such file or directory"),
         (["--what"], "--what"),
         (["extra"], "extra"),
     ],
