@@ -1,6 +1,7 @@
 """Every operator has its file in every room; whatever is forgotten fails by the operator's name."""
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def test_it_is_exported_and_documented(name):
             assert entry, f"{file}: {argument} is not documented"
             of_tensor = "Tensor" in str(told.type)
             assert not of_tensor or "[" in text[entry.start() :], f"{file}: no shape of {argument}"
+
+
+@of_every_public_operator
+def test_python_repeats_the_defaults_of_the_schema(name):
+    """The public function and the definition; a list of tensors or a dtype leaves it none."""
+    told = samples.schema_of(name)
+    for function in (getattr(tdnet_ops, name), getattr(reference, name, None)):
+        for parameter in inspect.signature(function).parameters.values() if function else ():
+            argument = told.get(parameter.name)
+            if argument is None or not argument.has_default_value() or parameter.name == "dtype":
+                continue
+            where = f"{function.__module__}.{name}: {parameter.name}"
+            assert parameter.default == argument.default_value, where
 
 
 @of_every_public_operator
