@@ -104,10 +104,13 @@ def test_heads_reach_sdpa_as_views():
 
 
 def test_ours_is_the_backend_that_takes_the_heads(monkeypatch):
+    case = TINY["attention_propagate"]
     problem = case_of_shape("1,4,4,2x2,2x2,2").build(PLAIN)
+    limits = {"cuda": lambda call: "one head only" if call.heads > 1 else None}
+    limited = dataclasses.replace(OPERATORS[case.operator], limits=limits)
+    monkeypatch.setitem(OPERATORS, case.operator, limited)
     monkeypatch.setattr(peers.backends, "preference", lambda kind: ("cuda", "cpu"))
     monkeypatch.setattr(peers.backends, "why_unavailable", lambda *rest: None)
-    case = TINY["attention_propagate"]
     assert peers.ours(case, PLAIN, problem.arguments) == "cpu"
     assert peers.ours(case, PLAIN, (*problem.arguments[:-1], 1)) == "cuda"
 
