@@ -544,7 +544,7 @@ WORKSPACES = {
     "maxima of a row": lambda: torch.ops.tdnet.spatial_pool(
         torch.zeros(1).expand(1, 1, 2, 10**13), 2**31 - 1
     ),
-    "packed keys": lambda: torch.ops.tdnet.attention_propagate(
+    "packed values": lambda: torch.ops.tdnet.attention_propagate(
         torch.zeros(1, 1, 1, 1), *[torch.zeros(1).expand(1, 1, 10**6, 10**7)] * 2
     ),
 }
