@@ -84,7 +84,10 @@ def _of_frames(x: Any) -> Any:
 
 def _in_one_batch(*maps: Any) -> tuple[Any, ...]:
     """Those of batch 1 in the batch of the others, without a copy."""
-    batch = max((x.shape[0] for x in maps if _rank(x) == 4), default=1)
+    batch = 1
+    for x in maps:
+        if _rank(x) == 4 and x.shape[0] != 1:
+            batch = x.shape[0]
     if batch == 1:
         return maps
     return tuple(
