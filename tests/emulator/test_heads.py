@@ -1,4 +1,4 @@
-"""Which kernels attention_propagate takes for several heads, and what it copies for them."""
+"""Which kernels attention_propagate takes, of several heads too, and what it copies for them."""
 
 import pytest
 import torch
@@ -26,8 +26,23 @@ def example(heads, key_channels=64, value_channels=24, dtype=HALF, size=(4, 5), 
     return q, k, channels_last(1, heads * value_channels, *key_size, dtype)
 
 
-def call(q, k, v, heads):
-    return torch.ops.tdnet_emulator.attention_propagate(q, k, v, None, None, None, None, heads)
+def odd(*shape):
+    """Strides that no step takes are odd."""
+    x = channels_last(*shape)
+    strides = [3 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True)]
+    return x.as_strided(x.shape, strides)
+
+
+def call(q, k, v, heads, weight=None):
+    return torch.ops.tdnet_emulator.attention_propagate(q, k, v, None, weight, None, None, heads)
+
+
+def first_kernel(operators, *arguments):
+    """By the error of a launch that finds too little shared memory, which names it."""
+    operators.set(most_shared=1 << 10)
+    with pytest.raises(RuntimeError, match="CUDA kernel") as failure:
+        call(*arguments)
+    return str(failure.value).partition("CUDA kernel ")[2].partition(":")[0]
 
 
 def launches(operators, q, k, v, heads):
@@ -47,6 +62,10 @@ WHOLE = {
     "of_16_bytes_in_float32": (example(2, 4, 12, torch.float32), 2),
     "one_column": (example(2, key_size=(9, 1)), 2),
     "one_row": (example(2, key_size=(1, 9)), 2),
+    "one_row_of_odd_strides": (
+        (channels_last(1, 128, 4, 5), odd(1, 128, 1, 9), odd(1, 48, 1, 9)),
+        2,
+    ),
     "one_projection": (channels_last(2, 3 * 128, 6, 7).chunk(3, dim=1), 2),
     "one_memory": (
         (
@@ -97,7 +116,20 @@ def test_every_head_fills_the_device(operators, key_channels):
     [(64, "tensor_core_attention"), (32, "propagate"), (128, "propagate")],
 )
 def test_64_channels_of_a_head_take_the_tensor_core_kernel(operators, key_channels, kernel, heads):
-    """A launch that fails names its kernel."""
-    operators.set(most_shared=1 << 10)
-    with pytest.raises(RuntimeError, match=f"CUDA kernel {kernel}: "):
-        call(*example(heads, key_channels), heads)
+    assert first_kernel(operators, *example(heads, key_channels), heads) == kernel
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "kernel"),
+    [
+        ((20, 25), (4, 5), 1, "convolve"),
+        ((4, 5), (20, 25), 1, "tensor_core_attention"),
+        ((20, 25), (4, 5), 2, "tensor_core_attention"),
+    ],
+)
+def test_phi_goes_before_where_keys_are_fewer_and_of_one_head(
+    operators, queries, keys, heads, kernel
+):
+    q, k, v = example(heads, size=queries, key_size=keys)
+    weight = torch.zeros(v.shape[1], v.shape[1], dtype=HALF)
+    assert first_kernel(operators, q, k, v, heads, weight) == kernel
