@@ -803,7 +803,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   start_values<Shape>(shared, p.values.map, work, 0);
   start_keys<Shape>(shared, p.keys.map, work, 1);
   copy_async_commit();
-  if (work.residual && gridDim.y == 1) {
+  if (work.residual && p.partial.splits == 1) {
     prefetch_residual(p.residual.map, parameters.along_tokens, Shape::kChannels, work);
   }
 
@@ -814,7 +814,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Parameters<T> parame
   copy_async_wait<0>();
   make_sums(warp, p, work, parameters.outgrown);
 
-  if (gridDim.y > 1) {
+  if (p.partial.splits > 1) {
     store_partial(p, work, warp);
   } else if (parameters.along_tokens) {
     store_result<true>(parameters, work, memory, warp);
