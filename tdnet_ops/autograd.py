@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils import _pytree as pytree
 
+from tdnet_ops import gradients
 from tdnet_ops.operators.operator import Operator
 
 
@@ -48,9 +49,7 @@ def _no_autocast(grads: Sequence[Tensor | None]) -> contextlib.AbstractContextMa
     Logits rounded to half precision would not fit the log-sum-exp of the forward pass.
     """
     device_type = next((grad.device.type for grad in grads if grad is not None), "cpu")
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
+    return gradients.without_autocast(device_type)
 
 
 def autograd_kernel(

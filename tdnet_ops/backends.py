@@ -266,6 +266,11 @@ def operators(name: str) -> Any:
     return getattr(torch.ops, NAME_SPACES[name])
 
 
+def all_operators() -> list[Any]:
+    """The custom operators of every name space."""
+    return [getattr(torch.ops, name) for name in dict.fromkeys(NAME_SPACES.values())]
+
+
 def operators_like(name_space: str, operator: Operator, arguments: Sequence[Any]) -> Any:
     """Those that run an operator in the backward pass of one of `name_space`.
 

@@ -60,8 +60,7 @@ def _decomposition(operator: Operator) -> Callable[..., Any]:
 
 def _overloads(operator: Operator) -> list[torch._ops.OpOverload]:
     """One in each name space."""
-    name_spaces = dict.fromkeys(backends.NAME_SPACES.values())
-    return [getattr(getattr(torch.ops, space), operator.name).default for space in name_spaces]
+    return [getattr(ops, operator.name).default for ops in backends.all_operators()]
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:

@@ -23,10 +23,9 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tdnet_ops import backends
+from tdnet_ops import backends, folding
 from tdnet_ops.operators import OPERATORS
 from tdnet_ops.operators.operator import Operator, named
 
@@ -47,10 +46,8 @@ def _attended(queries: int, keys: int, v: Tensor, weight: Tensor | None, heads: 
     channels = v.shape[1]
     if weight is None:
         return 2 * queries * keys * channels
-    out_channels = weight.shape[0]
-    apart = 2 * queries * (keys + out_channels) * channels
-    folded = 2 * keys * (channels + queries) * out_channels
-    return min(folded, apart) if heads == 1 else apart
+    folded, apart = folding.operations(queries, keys, channels, weight.shape[0])
+    return 2 * (min(folded, apart) if heads == 1 else apart)
 
 
 def softmax_propagate(affinity: Tensor, v: Tensor, weight: Tensor | None, *, out: Tensor) -> int:
@@ -103,9 +100,8 @@ def count(operator: Operator, *arguments: Any, out_val: Any, **keywords: Any) ->
 
 
 def _register() -> None:
-    name_spaces = dict.fromkeys(backends.NAME_SPACES.values())
     for operator in OPERATORS.values():
-        packets = [getattr(getattr(torch.ops, space), operator.name) for space in name_spaces]
+        packets = [getattr(ops, operator.name) for ops in backends.all_operators()]
         register = sys.modules[_COUNTER].register_flop_formula(packets, get_raw=True)
         register(functools.partial(count, operator))
 

@@ -22,6 +22,12 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def tokens(x: Tensor, heads: int = 1) -> Tensor:
     """[B, heads * C, H, W] -> [B * heads, H*W, C]."""
     if heads > 1:

@@ -356,7 +356,7 @@ def _of_heads(name: str, channels: int, heads: int) -> int:
     return channels
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Which run only where the module itself is called; older spectral norm is one."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     return any(getattr(module, kind) for kind in kinds)
@@ -370,7 +370,7 @@ def _is_pointwise(module: nn.Module) -> bool:
         and (module.kernel_size, module.stride) == ((1, 1), (1, 1))
         and module.padding in ((0, 0), "same", "valid")
         and module.groups == 1
-        and not _has_hooks(module)
+        and not has_hooks(module)
     )
 
 
@@ -380,7 +380,7 @@ def _is_constant_norm(module: nn.Module) -> bool:
         isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
         and not module.training
         and module.running_mean is not None
-        and not _has_hooks(module)
+        and not has_hooks(module)
     )
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tdnet_ops import checks
-from tdnet_ops.gradients import scale_of, wide
+from tdnet_ops.gradients import scale_of, wide, without_autocast
 from tdnet_ops.layouts import layout
 
 # Numbers held at once of logits, or of keys and values that were chosen: 16 MB of float32.
@@ -47,7 +45,7 @@ def top_k_propagate(
     scale = checks.optional_number("scale", scale)
     query, key, value = _check(q, k, v, checks.integer("top_k", top_k))
     queries, keys, values = (wide(x.flatten(2).transpose(1, 2)) for x in (query, key, value))
-    with _no_autocast(q):
+    with without_autocast(q.device.type):
         queries = queries * scale_of(query, scale)
         with torch.no_grad():
             indices = _best_keys(queries, keys, top_k)
@@ -92,13 +90,6 @@ def _chosen(x: Tensor, indices: Tensor) -> Tensor:
 
 def _queries_at_once(numbers_each: int) -> int:
     return max(1, _CHUNK_NUMBERS // max(1, numbers_each))
-
-
-def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,9 +75,11 @@ void finish_tile(const Propagation& problem, const Tile& tile, float* sums) {
   const int64_t rows = tile_loops().rows, most_lanes = tile_loops().lanes;
   const int64_t strips = divide_up(problem.channels, rows);
   for (int64_t p = 0; p < tile.panels; ++p) {
+    const auto finish_block = tile.loops(p).finish_block;
+    const int64_t query = tile.query(p);
     for (int64_t strip = 0; strip < strips; ++strip) {
-      tile.loops(p).finish_block(sums + (p * strips + strip) * rows * most_lanes,
-                                 problem.output.epilogue(tile.b, strip * rows, tile.query(p)));
+      finish_block(sums + (p * strips + strip) * rows * most_lanes,
+                   problem.output.epilogue(tile.b, strip * rows, query));
     }
   }
 }

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from torch import nn
 
+from tdnet_ops.nn import has_hooks
 from tdnet_ops.swap.known_block import Forward
 
 # One class for all blocks alike: torch.compile would compile anew for every other one.
@@ -47,11 +48,6 @@ def unfuse(block: Any) -> None:
 def original_forward(block: Any, *args: Any, **kwargs: Any) -> Any:
     """What a fused block computed before, for calls that its fused forward does not cover."""
     return type(block).fused_from.forward(block, *args, **kwargs)
-
-
-def has_hooks(part: nn.Module) -> bool:
-    hooks = (part._forward_hooks, part._forward_pre_hooks)
-    return any(hooks) or bool(part._backward_hooks or part._backward_pre_hooks)
 
 
 def _fused_class(original: type, forward: Forward, skipped: tuple[str, ...]) -> type:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from tdnet_ops.swap.fused_class import fuse, has_hooks
+from tdnet_ops.nn import has_hooks
+from tdnet_ops.swap.fused_class import fuse
 from tdnet_ops.swap.known_block import Forward, Refused, Size
 
 SMALL: Size = (5, 7)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdnet_ops import folding
 from tdnet_ops.bench.case import (
     Attend,
     Case,
@@ -50,18 +51,10 @@ def published(
 # channels_last. Nothing is permuted. Without a weight there is neither phi nor a residual.
 
 
-def plain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    size: Size,
-) -> Tensor:
-    """As most packages write it."""
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as most packages write it."""
     affinity = (q @ k.transpose(2, 3)) * q.shape[3] ** -0.5
-    return _project(affinity.softmax(3) @ v, residual, weight, bias, size)
+    return affinity.softmax(3) @ v
 
 
 def sdpa(
@@ -81,7 +74,7 @@ def sdpa(
     return F.conv2d(out, weight[:, :, None, None], bias) + residual
 
 
-def sdpa_linear(
+def linear(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -89,19 +82,10 @@ def sdpa_linear(
     weight: Tensor | None,
     bias: Tensor | None,
     size: Size,
+    attend: Attend,
 ) -> Tensor:
-    """As sdpa with phi as a linear layer on token matrices, which CPUs run faster than the conv."""
-    return _project(F.scaled_dot_product_attention(q, k, v), residual, weight, bias, size)
-
-
-def _project(
-    attended: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    size: Size,
-) -> Tensor:
-    out = _join_heads(attended)
+    """phi as a linear layer on token matrices, which CPUs run faster than the convolution."""
+    out = _join_heads(attend(q, k, v))
     if weight is not None and residual is not None:
         out = F.linear(out, weight, bias) + residual.flatten(2).transpose(1, 2)
     return as_map(out, size)
@@ -230,7 +214,7 @@ def _products(
         return (logits + attended) * batch, False
     after = (*logits, *attended, (queries, out_channels, channels))
     before = ((keys, out_channels, channels), *logits, (queries, out_channels, keys))
-    folded = heads == 1 and product_operations(before) <= product_operations(after)
+    folded = heads == 1 and folding.is_cheaper(queries, keys, channels, out_channels)
     return (before if folded else after) * batch, folded
 
 
@@ -252,10 +236,11 @@ def _forms(
         assert residual is not None
         first = Form(published, (*matrices, residual.contiguous(), weight, bias))
     else:
-        first = Form(functools.partial(plain, size=size), split)
+        first = Form(functools.partial(linear, size=size, attend=written_out), split)
     forms = {"published": first, "sdpa": Form(functools.partial(sdpa, size=size), split)}
     if weight is not None:
-        forms["sdpa-linear"] = Form(functools.partial(sdpa_linear, size=size), split)
+        attend = F.scaled_dot_product_attention
+        forms["sdpa-linear"] = Form(functools.partial(linear, size=size, attend=attend), split)
     return forms
 
 

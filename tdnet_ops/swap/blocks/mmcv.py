@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tdnet_ops.nn import has_hooks
 from tdnet_ops.swap.blocks.parts import attend
-from tdnet_ops.swap.fused_class import has_hooks
 from tdnet_ops.swap.known_block import Forward, KnownBlock, Refused
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tdnet_ops.nn import has_hooks
 from tdnet_ops.operators import attention_propagate
-from tdnet_ops.swap.fused_class import has_hooks
 
 
 def attend(

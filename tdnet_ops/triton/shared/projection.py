@@ -10,14 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tdnet_ops import folding
 from tdnet_ops.triton.shared import convolve
-
-
-def folding_is_cheaper(queries: int, keys: int, value_channels: int, out_channels: int) -> bool:
-    """Folding runs phi over the keys, and the product with the weights over out_channels."""
-    folded = keys * (value_channels + queries) * out_channels
-    apart = queries * (out_channels + keys) * value_channels
-    return folded <= apart
 
 
 def _channels_last(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
@@ -50,7 +44,7 @@ def propagate(
     if weight is None:
         return attend(v if bias is None else v + bias[:, None, None], residual, out)
     kernel = weight[:, :, None, None]
-    if heads == 1 and folding_is_cheaper(queries, keys, v.shape[1], out.shape[1]):
+    if heads == 1 and folding.is_cheaper(queries, keys, v.shape[1], out.shape[1]):
         values = _channels_last(v, out.shape[1], v.shape[2:])
         convolve.sum_convolutions([v], [kernel], total=values, bias=bias, allow_tf32=allow_tf32)
         return attend(values, residual, out)
