@@ -9,6 +9,7 @@ import pytest
 import run_samples
 import samples
 import torch
+from samples.marks import half_slow
 
 from tdnet_ops import reference
 
@@ -44,7 +45,7 @@ def schedule_of(sample):
     return SCHEDULES[zlib.crc32(str(sample).encode()) % len(SCHEDULES)]
 
 
-@pytest.mark.parametrize("sample", samples.TILE_SAMPLES, ids=str)
+@pytest.mark.parametrize("sample", half_slow(samples.TILE_SAMPLES, "sample_of_tiles_is_right"))
 def test_sample_of_tiles_is_right(operators, sample):
     operators.set(*schedule_of(sample))
     run_samples.check(sample)
@@ -58,7 +59,7 @@ SPLIT = samples.select(
 )
 
 
-@pytest.mark.parametrize("sample", SPLIT, ids=str)
+@pytest.mark.parametrize("sample", half_slow(SPLIT, "sample_is_right_on_a_narrow_device"))
 def test_sample_is_right_on_a_narrow_device(operators, sample):
     """Where one block fills the device, keys are not split."""
     operators.set(*schedule_of(sample), multiprocessors=1)
@@ -75,7 +76,7 @@ WIDE_TILES = samples.select(
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 8])
-@pytest.mark.parametrize("sample", WIDE_TILES, ids=str)
+@pytest.mark.parametrize("sample", half_slow(WIDE_TILES, "sample_of_tiles_is_right_with_little_shared_memory"))
 def test_sample_of_tiles_is_right_with_little_shared_memory(operators, sample, multiprocessors):
     operators.set(
         *schedule_of(sample),
@@ -149,7 +150,7 @@ WHOLE = samples.select(
 )
 
 
-@pytest.mark.parametrize("sample", WHOLE, ids=str)
+@pytest.mark.parametrize("sample", half_slow(WHOLE, "results_do_not_depend_on_the_schedule"))
 def test_results_do_not_depend_on_the_schedule(operators, sample):
     """To the last bit: the kernels leave no choice to the order of threads, blocks and copies."""
     call = getattr(torch.ops.tdnet_emulator, sample.operator)
@@ -181,7 +182,7 @@ TF32 = samples.select(
 )
 
 
-@pytest.mark.parametrize("sample", TF32, ids=str)
+@pytest.mark.parametrize("sample", half_slow(TF32, "sample_is_right_in_tf32"))
 def test_sample_is_right_in_tf32(operators, sample):
     operators.set(*schedule_of(sample))
     run_samples.check_tf32(sample)
@@ -290,6 +291,7 @@ print("survived")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", ["spatial_pool", "attention_propagate", "block_sum_reduce"])
 def test_address_sanitizer_would_find_an_overflow(operator):
     """The test above can fail."""
@@ -306,6 +308,7 @@ def barriers(file):
     return [number for number, text in enumerate(lines, 1) if re.match(r" *__syncthreads\(", text)]
 
 
+@pytest.mark.slow
 def test_thread_sanitizer_would_find_a_race():
     """A barrier of a kernel left out."""
     drop = f"/attention_tensor_cores.cu:{barriers('attention_tensor_cores.cu')[0]}"

@@ -33,6 +33,7 @@ def assert_near(
     terms: int = 1,
     roundings: int = 0,
     operand_error: float = 0.0,
+    largest: float = 1.0,
 ) -> None:
     """|actual - exact| <= 2 max|plain - exact| + a few units in the last place + one rounding.
 
@@ -44,6 +45,7 @@ def assert_near(
         roundings: how many numbers behind a result may have been rounded to half precision on the
             way, one from another (softmax weights, phi(v)); float32 stays strict.
         operand_error: relative, of the operands of products (TF32).
+        largest: at least, of the numbers behind a result; matters where they cancel.
     """
     actual, exact, plain = on_cpu((actual, exact, plain))
     assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
@@ -52,7 +54,7 @@ def assert_near(
         return
     assert torch.equal(actual.isnan(), exact.isnan()), f"{what}: NaN where none is due, or missing"
     actual, exact, plain = (torch.where(exact.isnan(), 0.0, x) for x in (actual, exact, plain))
-    largest = max(1.0, exact.abs().max().item())
+    largest = max(largest, exact.abs().max().item())
     allowed = 2 * (plain.double() - exact).abs().max().item()
     allowed += (8 + terms**0.5) * torch.finfo(computing_dtype(dtype)).eps * largest
     allowed += 16 * operand_error * largest

@@ -86,6 +86,7 @@ def sanitized(request, tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instruction_set", SUPPORTED)
 def test_sanitizers_find_nothing(sanitized, instruction_set):
     where = "import tdnet_ops; print(tdnet_ops.__file__)"
@@ -109,6 +110,7 @@ print("survived")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", ["spatial_pool", "attention_propagate", "upsample_argmax"])
 def test_sanitizers_would_find_an_overflow(sanitized, operator):
     """The test above can fail: a planted read past the end of an input is reported, in our code."""

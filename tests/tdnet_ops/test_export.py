@@ -18,7 +18,10 @@ Call, SIZES = test_registration.Call, test_registration.SIZES
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 
 of_every_operator = pytest.mark.parametrize("name", samples.NAMES)
-on_backends = pytest.mark.parametrize("backend", ["cpu", "reference"])
+# The same decompositions and translations, of operators of another name.
+on_backends = pytest.mark.parametrize(
+    "backend", ["cpu", pytest.param("reference", marks=pytest.mark.slow)]
+)
 
 
 def called(program):
@@ -194,9 +197,10 @@ def opsets_of_the_page():
     return [int(x) for x in re.search(r"opsets ([\d, ]+)", PAGE.read_text())[1].split(",")]
 
 
+@on_backends
 @pytest.mark.parametrize(
-    ("backend", "version"),
-    [("reference", None), ("cpu", None), *(("cpu", version) for version in opsets_of_the_page())],
+    "version",
+    [None, *(pytest.param(told, marks=pytest.mark.slow) for told in opsets_of_the_page())],
 )
 def test_onnx_of_a_model(version, backend, tmp_path):
     """In one call, with parameters that want gradients."""

@@ -72,7 +72,10 @@ def check_gradients(sample, call, layout):
             assert error <= allowed, f"{sample}, gradient {i}: {error} > {allowed}"
             assert got.dtype == sample.dtype
         else:
-            samples.assert_near(got, right, low, sample.dtype, f"{sample}, gradient {i}", terms)
+            # Of one key the gradients are 0, as differences of numbers as large as other gradients.
+            others = [] if right.any() else [x.abs().max().item() for x in exact if x.numel()]
+            what = f"{sample}, gradient {i}"
+            samples.assert_near(got, right, low, sample.dtype, what, terms, largest=max([1.0, *others]))
 
 
 @pytest.mark.parametrize("sample", SMALL, ids=str)
@@ -123,7 +126,14 @@ def test_sum_backward(sample):
         torch.testing.assert_close(x.grad.double(), right.grad, rtol=0, atol=4 * tolerance)
 
 
-@pytest.mark.parametrize("route", samples.ROUTES)
+# Other routes' gradients are compared with these numbers above.
+@pytest.mark.parametrize(
+    "route",
+    [
+        pytest.param(route, marks=[] if route == "tdnet_ops" else [pytest.mark.slow])
+        for route in samples.ROUTES
+    ],
+)
 @pytest.mark.parametrize(
     "sample",
     samples.select(None, ["contiguous"], [torch.float64], DIFFERENTIABLE),

@@ -29,8 +29,19 @@ def needing_gradients(sample):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name_space", REGISTERED)
-@pytest.mark.parametrize("sample", FEW, ids=str)
+@pytest.mark.parametrize(
+    ("sample", "name_space"),
+    [
+        # The registrations are alike: of the others one layout is enough for every day.
+        pytest.param(
+            *(sample, name_space),
+            id=f"{sample}-{name_space}",
+            marks=[pytest.mark.slow] * (name_space != "tdnet" and sample.layout != "contiguous"),
+        )
+        for sample in FEW
+        for name_space in REGISTERED
+    ],
+)
 def test_opcheck(sample, name_space):
     overload = getattr(getattr(torch.ops, name_space), sample.operator).default
     torch.library.opcheck(overload, needing_gradients(sample))

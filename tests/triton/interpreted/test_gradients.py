@@ -29,7 +29,7 @@ def marked(sample):
     return pytest.param(sample, id=str(sample), marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("sample", map(marked, FEW))
+@pytest.mark.parametrize("sample", [marked(sample) for sample in FEW])
 def test_gradients_are_right(sample):
     call = getattr(torch.ops.tdnet_triton, sample.operator)
     shared.check_gradients(sample, call, sample.layout)

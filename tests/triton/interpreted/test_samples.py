@@ -6,8 +6,9 @@ import torch
 
 import tdnet_ops
 
-# Loops of a hundred rounds and more, by the interpreter: once is enough for every day.
-LONG = ("many_keys", "wide_window", "large_window")
+# A second and more of loops each, by the interpreter.
+LONG = ("many_keys", "wide_window", "large_window", "many_classes", "last_class", "most_bytes")
+LONG += ("more_than_bytes", "many_patches", "heads_in_groups")
 
 
 def marked(sample):
@@ -17,8 +18,7 @@ def marked(sample):
     computes from then on, in a dtype, sees no strides.
     """
     slow = sample.dtype != torch.float32 and sample.layout != "channels_last"
-    if sample.name in LONG:
-        slow = (sample.dtype, sample.layout) != (torch.float32, "channels_last")
+    slow = slow or sample.name in LONG
     return pytest.param(sample, id=str(sample), marks=[pytest.mark.slow] if slow else [])
 
 
