@@ -517,12 +517,14 @@ def compiled_in(said: str) -> set[str]:
     return set(re.findall(r"Building \w+ object \S*\.dir/(\S+)\.o", said))
 
 
+@pytest.mark.slow
 def test_one_changed_source_is_compiled(built, tmp_path):
     (built.folder / "csrc/library.cpp").touch()
     _, said = built.hook("build_wheel", tmp_path)
     assert compiled_in(said) == {"csrc/library.cpp"}
 
 
+@pytest.mark.slow
 def test_deleted_module_leaves_no_trace(built, tmp_path):
     module = built.folder / "tdnet_ops" / "short_lived.py"
     module.touch()
@@ -545,6 +547,7 @@ def test_builds_in_place_go_on_in_one_folder(how):
     assert build.build_temp == str(ROOT / "build" / "native")
 
 
+@pytest.mark.slow
 def test_builds_in_place_and_editable_take_what_is_compiled(built, tmp_path):
     environ = {"TDNET_BUILD_DIR": str(built.native)}
     for build in (
@@ -560,6 +563,7 @@ def test_builds_in_place_and_editable_take_what_is_compiled(built, tmp_path):
             library.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [native.MODULE, LIBRARY])
 def test_built_library_registers_the_operators(built, name):
     program = (
@@ -570,6 +574,7 @@ def test_built_library_registers_the_operators(built, name):
     assert said.strip() == "tdnet.attention_propagate.default"
 
 
+@pytest.mark.slow
 def test_compile_commands_are_there_for_editors(built):
     assert '"file": ' in (built.native / "compile_commands.json").read_text()
 
@@ -579,6 +584,7 @@ def configure_standalone(built: Checkout, folder: Path, *options: str) -> str:
     return built.run(*command, f"-DPython_EXECUTABLE={sys.executable}", *options)
 
 
+@pytest.mark.slow
 def test_standalone_build_compiles_as_the_wheel_does(built, tmp_path):
     said = configure_standalone(built, tmp_path)
     assert f"tdnet build: torch {torch.__version__} in " in said
@@ -591,6 +597,7 @@ def test_standalone_build_compiles_as_the_wheel_does(built, tmp_path):
     assert "-Werror" in commands[0]
 
 
+@pytest.mark.slow
 def test_standalone_build_refuses_with_one_line(built, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         configure_standalone(built, tmp_path, "-DTDNET_CUDA=maybe")
@@ -601,6 +608,7 @@ def test_standalone_build_refuses_with_one_line(built, tmp_path):
 NVCC = cuda.plan_cuda({**os.environ, "TDNET_CUDA": "auto"}).nvcc
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="no nvcc that works")
 def test_failing_cuda_sources_stop_a_forced_build_only(built, tmp_path):
     """The CPU library is built all the same; a few lines stand for its sources."""

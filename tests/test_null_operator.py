@@ -71,6 +71,7 @@ def test_it_touches_one_file_in_each_room():
     assert touched == expected | {"tdnet_ops/operators/__init__.py"}
 
 
+@pytest.mark.slow
 def test_the_generated_tests_take_it_up(house):
     files = [f"tests/tdnet_ops/test_{name}.py" for name in GENERATED]
     result = run_tests(house, "-k", "null", *files)
@@ -78,6 +79,7 @@ def test_the_generated_tests_take_it_up(house):
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 300, result.stdout[-4000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tests", ["emulator/test_kernels.py", "triton/interpreted"])
 def test_backends_without_a_kernel_are_not_asked(house, tests):
     result = run_tests(
@@ -87,6 +89,7 @@ def test_backends_without_a_kernel_are_not_asked(house, tests):
     assert "deselected" in result.stdout
 
 
+@pytest.mark.slow
 def test_backends_without_a_kernel_say_so(house):
     program = (
         "import tdnet_ops, torch; "
@@ -98,6 +101,7 @@ def test_backends_without_a_kernel_say_so(house):
     assert "backend 'triton' cannot run null: it has no kernel of this operator" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", ["tests/samples/operators/null.py", "tdnet_ops/bench/cases/null.py"]
 )

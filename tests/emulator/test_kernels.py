@@ -76,7 +76,9 @@ WIDE_TILES = samples.select(
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 8])
-@pytest.mark.parametrize("sample", half_slow(WIDE_TILES, "sample_of_tiles_is_right_with_little_shared_memory"))
+@pytest.mark.parametrize(
+    "sample", half_slow(WIDE_TILES, "sample_of_tiles_is_right_with_little_shared_memory")
+)
 def test_sample_of_tiles_is_right_with_little_shared_memory(operators, sample, multiprocessors):
     operators.set(
         *schedule_of(sample),

@@ -75,7 +75,9 @@ def check_gradients(sample, call, layout):
             # Of one key the gradients are 0, as differences of numbers as large as other gradients.
             others = [] if right.any() else [x.abs().max().item() for x in exact if x.numel()]
             what = f"{sample}, gradient {i}"
-            samples.assert_near(got, right, low, sample.dtype, what, terms, largest=max([1.0, *others]))
+            samples.assert_near(
+                got, right, low, sample.dtype, what, terms, largest=max([1.0, *others])
+            )
 
 
 @pytest.mark.parametrize("sample", SMALL, ids=str)

@@ -18,7 +18,7 @@ FILES = {
     "test_samples.py": (480, 620),
     "test_rules.py": (440, 0),
     "test_ranges.py": (70, 0),
-    "test_gradients.py": (55, 70),
+    "test_gradients.py": (55, 71),
     "test_log_sum_exp.py": (30, 0),
     "test_bench.py": (7, 0),
 }

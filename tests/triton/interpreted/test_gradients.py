@@ -16,7 +16,7 @@ FEW = samples.select(
     if sample.name not in ("middle", "ones", "no_batch", "many_keys")  # a minute by itself
 ]
 # Many tiles, by the interpreter: "wide" has several in every direction, too.
-LONG = ("more_out_channels", "fewer_out_channels", "many_tiles", "deep")
+LONG = ("more_out_channels", "fewer_out_channels", "many_tiles", "deep", "heads_in_groups")
 
 
 def marked(sample):
