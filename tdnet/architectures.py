@@ -1,21 +1,115 @@
-"""All models by name. It imports nothing, so that `tdnet --help` can list them without torch."""
+"""What models are made of, and those that have a name.
 
-from dataclasses import dataclass
+It imports no torch, so that `tdnet --help` can list the names at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
+
+from tdnet.files import shown
+
+PoolingMode = Literal["max", "subsample"]
+Size = tuple[int, int]
+"""(height, width)"""
+
+POOLING_MODES = ("max", "subsample")
+RESNET_DEPTHS = {"resnet-18": 18, "resnet-50": 50, "resnet-101": 101}
+
+_MOST_PATHS = 16  # a path has a hop for every other one
+_LARGEST_NUMBER = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class TDNetShape:
-    """Depth of the sub-networks' ResNets, their number m, and the channels inside a head."""
+class ModelConfig:
+    """All that it takes to build a model again; checkpoints hold it beside the weights.
 
-    depth: int
+    Attributes:
+        name: of its row in MODELS.
+        backbone: of each sub-network, a key of RESNET_DEPTHS.
+        num_paths: m. 1 is a single-frame model, to which what follows `num_classes` says nothing.
+        head_channels: between the two convolutions of a head.
+        num_classes: K, the channels of the logits.
+        value_channels: d_v.
+        pooling_mode: gamma of Eq. 3: "max", or "subsample" (what published weights expect).
+        pooling_stride: n of Eq. 3.
+        norm_size: feature size for which the LayerNorm keeps its affine; others interpolate it.
+            97 x 193 are the features of a 769 x 1537 image.
+
+    Raises:
+        ValueError: for a value that no model can have; the text names it.
+    """
+
+    name: str
+    backbone: str
     num_paths: int
     head_channels: int
+    num_classes: int = 19
+    value_channels: int = 512
+    pooling_mode: PoolingMode = "max"
+    pooling_stride: int = 4
+    norm_size: Size = (97, 193)
+
+    def __post_init__(self) -> None:
+        _check_among("backbone", self.backbone, RESNET_DEPTHS)
+        _check_among("pooling_mode", self.pooling_mode, POOLING_MODES)
+        _check_number("num_paths", self.num_paths, _MOST_PATHS)
+        for name in ("head_channels", "num_classes", "value_channels", "pooling_stride"):
+            _check_number(name, getattr(self, name))
+        if not isinstance(self.norm_size, tuple) or len(self.norm_size) != 2:
+            raise ValueError(f"norm_size: expected (height, width), got {shown(self.norm_size)}")
+        for index, number in enumerate(self.norm_size):
+            _check_number(f"norm_size[{index}]", number)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """What `to_json` made. What an older file leaves out is as in the model's row.
+
+        Raises:
+            ValueError: if it is something else, or names a model or attribute that is unknown.
+        """
+        try:
+            told = json.loads(text)
+            name = told["name"]
+            if isinstance(told.get("norm_size"), list):
+                told["norm_size"] = tuple(told["norm_size"])
+        except (ValueError, TypeError, LookupError, RecursionError, AttributeError) as error:
+            raise ValueError("its metadata does not say which model it holds") from error
+        known = [field.name for field in fields(cls)]
+        for attribute in told.keys() - set(known):
+            raise ValueError(f"{shown(attribute)}: no attribute of a model: {', '.join(known)}")
+        _check_among("name", name, MODELS)
+        return replace(MODELS[name], **told)
 
 
-TDNETS = {"td4-psp18": TDNetShape(18, 4, 128), "td2-psp50": TDNetShape(50, 2, 256)}
-PSPNET_DEPTHS = {"pspnet-18": 18, "pspnet-50": 50, "pspnet-101": 101}
+def _check_among(name: str, value: object, known: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {shown(value)}")
+
+
+def _check_number(name: str, value: object, most: int = _LARGEST_NUMBER) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name}: expected an integer from 1 to {most}, got {shown(value)}")
+
+
+MODELS = {
+    config.name: config
+    for config in (
+        ModelConfig("td4-psp18", "resnet-18", num_paths=4, head_channels=128),
+        ModelConfig("td2-psp50", "resnet-50", num_paths=2, head_channels=256),
+        ModelConfig("pspnet-18", "resnet-18", num_paths=1, head_channels=128),
+        ModelConfig("pspnet-50", "resnet-50", num_paths=1, head_channels=512),
+        ModelConfig("pspnet-101", "resnet-101", num_paths=1, head_channels=512),
+    )
+}
 
 
 def model_names() -> list[str]:
-    """The names that ``build_model`` knows."""
-    return [*TDNETS, *PSPNET_DEPTHS]
+    """The names that `build_model` knows."""
+    return list(MODELS)

@@ -4,12 +4,11 @@ Two formats: the native one, a safetensors file that also says which model it ho
 the published TDNet code, a ``.pkl`` file with the published names of the weights.
 """
 
-import json
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tdnet.architectures import TDNETS, model_names
-from tdnet.files import printable, temporary_beside
+from tdnet.architectures import MODELS, ModelConfig, model_names
+from tdnet.files import printable, shown, temporary_beside
 from tdnet.models.pspnet import PSPNet
-from tdnet.models.registry import build_model
+from tdnet.models.registry import build
 from tdnet.models.tdnet import TDNet
 
 _FORMAT = "tdnet-1"
@@ -31,7 +30,6 @@ _PUBLISHED_SUFFIXES = (".pkl", ".pth", ".pt")
 # the classifiers of the ResNets.
 _UNUSED_PUBLISHED = re.compile(r"auxlayer\d*\.|pretrained\d*\.fc\.")
 
-_LARGEST_NUMBER = 2**31 - 1  # of classes, of positions, of a stride
 _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _COUNTER_DTYPES = (torch.int64, torch.int32)
 _COUNTER = ".num_batches_tracked"
@@ -59,7 +57,7 @@ def save_checkpoint(model: TDNet | PSPNet, path: str | os.PathLike[str]) -> None
         _plain_name(name): tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
     }
-    metadata = {"format": _FORMAT, "config": json.dumps(asdict(model.config))}
+    metadata = {"format": _FORMAT, "config": model.config.to_json()}
     temporary = temporary_beside(path)
     try:
         save_file(tensors, temporary, metadata)
@@ -129,21 +127,23 @@ def from_published(state: Mapping[str, Any], name: str | None = None) -> TDNet |
     weights = _unwrapped(state)
     name = _published_model(weights) if name is None else name
     norm = weights.get("layer_norm1.ln.weight")
-    is_tdnet = name.startswith("td")
+    if name not in MODELS:
+        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
+    config = MODELS[name]
+    is_tdnet = config.num_paths > 1
     classes = weights.get("head1.conv5.4.bias" if is_tdnet else "head.conv5.5.bias")
-    num_classes = classes.shape[0] if classes is not None and classes.dim() == 1 else 19
-    options: dict[str, Any] = {}
+    if classes is not None and classes.dim() == 1:
+        config = replace(config, num_classes=classes.shape[0])
     if is_tdnet:
-        options["pooling_mode"] = "subsample"
-        if norm is not None and norm.dim() == 2:
-            options["norm_size"] = (norm.shape[0], norm.shape[1])
+        config = replace(config, pooling_mode="subsample")
+    if is_tdnet and norm is not None and norm.dim() == 2:
+        config = replace(config, norm_size=(norm.shape[0], norm.shape[1]))
+    return _filled_model(config, weights, published_name)
 
-    return _filled_model(lambda: build_model(name, num_classes, **options), weights, published_name)
 
-
-def published_name(own: str, model: TDNet | PSPNet) -> str:
-    """The published code's name of a weight, given its name in ``model.state_dict()``."""
-    if isinstance(model, PSPNet):
+def published_name(own: str, num_paths: int) -> str:
+    """The published code's name of a weight, given its name in the ``state_dict`` of a model."""
+    if num_paths == 1:
         return _renamed(own, _PSPNET_NAMES)
     match = re.fullmatch(r"paths\.(\d+)\.(.+)", own)
     if match is None:
@@ -152,8 +152,8 @@ def published_name(own: str, model: TDNet | PSPNet) -> str:
     if rest.startswith("hops."):
         _, hop, _, kind = rest.split(".")
         # Published paths count from 1. Hop h of path p has the number of the path after it by h.
-        other = (path + 1 + int(hop)) % model.num_paths + 1
-        module = f"atn{path + 1}" if model.num_paths == 2 else f"atn{path + 1}_{other}"
+        other = (path + 1 + int(hop)) % num_paths + 1
+        module = f"atn{path + 1}" if num_paths == 2 else f"atn{path + 1}_{other}"
         return f"{module}.fc.0.conv.{kind}"
     return _renamed(rest, _PATH_NAMES).replace("@", str(path + 1))
 
@@ -205,7 +205,7 @@ def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise TypeError(
                 "this is no published checkpoint: expected names and tensors, "
-                f"got {_shown(key)}: {_kind(value)}"
+                f"got {shown(key)}: {_kind(value)}"
             )
     weights = _with_plain_names(state)
     return {key: value for key, value in weights.items() if not _UNUSED_PUBLISHED.match(key)}
@@ -217,7 +217,7 @@ def _with_plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in weights.items():
         name = _plain_name(key)
         if name in plain:
-            raise ValueError(f"{_shown(name)} is there twice, with and without a wrapper's prefix")
+            raise ValueError(f"{shown(name)} is there twice, with and without a wrapper's prefix")
         plain[name] = tensor
     return plain
 
@@ -247,27 +247,30 @@ def _published_model(weights: Mapping[str, Tensor]) -> str:
 
 
 def _filled_model(
-    build: Callable[[], TDNet | PSPNet],
+    config: ModelConfig,
     weights: Mapping[str, Tensor],
-    file_name: Callable[[str, TDNet | PSPNet], str],
+    file_name: Callable[[str, int], str],
 ) -> TDNet | PSPNet:
     """A model with the weights of a file, in eval mode; nothing is allocated before they fit.
 
     Args:
-        build: makes the model.
+        config: of the model.
         weights: by their names in the file.
-        file_name: the name in the file of a weight, given its name in the model.
+        file_name: the name in the file of a weight, given its name in a model of so many paths.
     """
     try:
         with torch.device("meta"):
-            skeleton = build()
+            model = build(config)
     except RuntimeError as error:
         raise ValueError("its sizes are larger than tensors can be") from error
-    own_names = {file_name(own, skeleton): own for own in skeleton.state_dict()}
-    expected = {key: skeleton.state_dict()[own] for key, own in own_names.items()}
-    _check_weights(weights, expected, skeleton.config.name)
-    model = build()
-    # Not strict, for the counters of BatchNorm, which old files lack.
+    own_names = {file_name(own, config.num_paths): own for own in model.state_dict()}
+    expected = {key: model.state_dict()[own] for key, own in own_names.items()}
+    _check_weights(weights, expected, config.name)
+    model.to_empty(device="cpu")
+    # Old files lack the counters of BatchNorm.
+    for name, buffer in model.named_buffers():
+        if name.endswith(_COUNTER):
+            buffer.zero_()
     model.load_state_dict(
         {own_names[key]: tensor.reshape(expected[key].shape) for key, tensor in weights.items()},
         strict=False,
@@ -342,13 +345,6 @@ def _listed(items: list[str], limit: int = 20) -> str:
     return ", ".join(printable(item, 120) for item in items[:limit]) + more
 
 
-def _shown(value: object) -> str:
-    """A value of a file in a message: short, whatever it is."""
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return printable(repr(value), 60)
-    return f"a {type(value).__name__}"
-
-
 def _kind(value: object) -> str:
     name = "number of NumPy" if isinstance(value, _NumPyScalar) else type(value).__name__
     return f"a {name}"
@@ -363,43 +359,15 @@ def _load_native(path: Path, name: str | None) -> TDNet | PSPNet:
         raise _unreadable(path, error) from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(
-            f"{path}: expected the format {_FORMAT!r}, got {_shown(metadata.get('format'))}"
+            f"{path}: expected the format {_FORMAT!r}, got {shown(metadata.get('format'))}"
         )
     try:
-        options = _read_config(metadata.get("config", ""))
-        found = options.pop("name")
-        if name is not None and name != found:
-            raise ValueError(f"expected {name}, got {found}")
-        return _filled_model(
-            lambda: build_model(found, **options), _with_plain_names(weights), lambda own, _: own
-        )
+        config = ModelConfig.from_json(metadata.get("config", ""))
+        if name is not None and name != config.name:
+            raise ValueError(f"expected {name}, got {config.name}")
+        return _filled_model(config, _with_plain_names(weights), lambda own, _: own)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _read_config(text: str) -> dict[str, Any]:
-    """The arguments of ``build_model`` in the metadata of a native file."""
-    try:
-        config = json.loads(text)
-        name, mode, size = config["name"], config["pooling_mode"], config["norm_size"]
-        numbers = {"num_classes": config["num_classes"], "pooling_stride": config["pooling_stride"]}
-        numbers |= {"norm_size[0]": size[0], "norm_size[1]": size[1]}
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError("its metadata does not say which model it holds") from error
-    if name not in model_names():
-        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {_shown(name)}")
-    if mode not in ("max", "subsample"):
-        raise ValueError(f"pooling_mode: expected 'max' or 'subsample', got {_shown(mode)}")
-    for key, number in numbers.items():
-        if type(number) is not int or not 1 <= number <= _LARGEST_NUMBER:
-            raise ValueError(
-                f"{key}: expected an integer from 1 to {_LARGEST_NUMBER}, got {_shown(number)}"
-            )
-    options = {"name": name, "num_classes": numbers["num_classes"]}
-    if name in TDNETS:
-        options |= {"pooling_mode": mode, "pooling_stride": numbers["pooling_stride"]}
-        options["norm_size"] = (size[0], size[1])
-    return options
 
 
 class _NumPyScalar:

@@ -1,4 +1,4 @@
-"""Names of files: temporary ones, and how to show one to a person."""
+"""Names of files: temporary ones, and how to show one, or what a file holds, to a person."""
 
 import os
 import secrets
@@ -27,3 +27,10 @@ def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8, as Python keeps it in names
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def shown(value: object) -> str:
+    """A value that a file or a caller gave, in a message: short, whatever it is."""
+    if isinstance(value, (str, int, float, bool, tuple, type(None))):
+        return printable(repr(value), 60)
+    return f"a {type(value).__name__}"

@@ -7,28 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tdnet.models.encoding import StoredFrame
-from tdnet.models.layers import Size, resize
-from tdnet.models.pspnet import PSPNet
-from tdnet.models.tdnet import EncodedFrame, Memory, TDNet
+from tdnet.architectures import Size
+from tdnet.models.layers import resize
+from tdnet.models.stream import StreamingModel
+from tdnet.preprocessing import images_of
 from tdnet_ops import upsample_argmax
-
-# ImageNet statistics of RGB values in 0 to 1.
-MEAN = (0.485, 0.456, 0.406)
-STANDARD_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class _State:
     """Everything a segmenter remembers. It is never changed, only replaced as a whole."""
 
-    path: int = 0  # of the next frame
-    window: tuple[StoredFrame, ...] = ()  # past frames, oldest first, at most m-1
-    latest: EncodedFrame | None = None  # the last frame, until ``prepare`` moves it to the window
-    memory: Memory | None = None  # for the next frame
+    stream: Any  # what the model remembers
     frame_size: Size | None = None
     image_size: Size | None = None
 
@@ -47,19 +39,22 @@ class VideoSegmenter:
     does it first. The numbers are the same.
 
     Args:
-        model: a TDNet or PSPNet from ``build_model`` or ``load_checkpoint``, with at most 256
-            classes.
+        model: from ``build_model`` or ``load_checkpoint``, or another StreamingModel, with at
+            most 256 classes.
         size: (height, width) that frames are resized to before they enter the network, as in
             ``(769, 1537)``. None: they enter as they come.
 
     Raises:
-        TypeError: if the model is of another class.
+        TypeError: if the model cannot stream.
         ValueError: if it has more than 256 classes, or a size is not two positive integers.
     """
 
-    def __init__(self, model: TDNet | PSPNet, size: Size | None = None) -> None:
-        if not isinstance(model, (TDNet, PSPNet)):
-            raise TypeError(f"model: expected a TDNet or a PSPNet, got {type(model).__name__}")
+    def __init__(self, model: StreamingModel, size: Size | None = None) -> None:
+        if not isinstance(model, StreamingModel):
+            raise TypeError(
+                "model: expected one with the methods start, label and prepare, as from "
+                f"build_model, got {type(model).__name__}"
+            )
         classes = model.config.num_classes
         if classes > 256:
             raise ValueError(f"model: expected at most 256 classes (uint8 labels), got {classes}")
@@ -69,21 +64,19 @@ class VideoSegmenter:
             raise ValueError(f"size: expected (height, width), both positive integers, got {size}")
         self.model = model.eval()
         self.size = size
-        self._state = _State()
-        self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.reset()
 
     def reset(self) -> None:
         """Forget the past: the next frame starts a new video and may have another size."""
-        self._state = _State()
+        self._state = _State(self.model.start())
 
     @torch.inference_mode()
     def step(self, frame: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.uint8]:
         """Label the next frame.
 
-        The frame is resized (bilinear, half-pixel centres, no antialiasing), divided by 255 and
-        normalised with ImageNet's mean and standard deviation. Labels come from the logits at
-        stride 8, resized to the size of the frame (bilinear, align_corners=True) in one go,
-        whatever the size of the network's input.
+        The frame is resized and normalised as in ``tdnet.preprocessing``. Labels come from the
+        model's coarse logits, resized to the size of the frame (bilinear, align_corners=True) in
+        one go, whatever the size of the network's input.
 
         Args:
             frame: RGB, uint8, ``[H, W, 3]``, a NumPy array or a tensor on any device.
@@ -101,7 +94,9 @@ class VideoSegmenter:
         height, width = pixels.shape[:2]
         _check_same_size("frame", (height, width), self._state.frame_size)
         with _on(self._parameter().device):
-            logits, state = self._advance(self._normalise(pixels))
+            pixels = _upload(pixels, self._parameter().device)
+            image = images_of(pixels[None], self.size).to(self._parameter().dtype)
+            logits, state = self._advance(image)
             labels = upsample_argmax(logits, (height, width), align_corners=True)[0]
             state = replace(state, frame_size=(height, width))
             if labels.device.type == "cpu":
@@ -151,55 +146,17 @@ class VideoSegmenter:
             self._state = self._prepared(self._state)
 
     def _prepared(self, state: _State) -> _State:
-        model = self.model
-        if isinstance(model, PSPNet) or state.latest is None:
-            return state
-        capacity = model.num_paths - 1
-        stored = model.store(state.latest, (state.path - 1) % model.num_paths)
-        window = (*state.window, stored)[-capacity:]
-        memory = model.propagate(window, state.path) if len(window) == capacity else None
-        return replace(state, window=window, latest=None, memory=memory)
+        return replace(state, stream=self.model.prepare(state.stream))
 
     def _advance(self, image: Tensor) -> tuple[Tensor, _State]:
-        """Logits at stride 8 of the next frame, and the state after it. Stores nothing."""
-        model = self.model
-        if model.training:
+        """Coarse logits of the next frame, and the state after it. Stores nothing."""
+        if self.model.training:
             raise RuntimeError("model: expected eval mode, got training mode: call model.eval()")
         height, width = image.shape[-2:]
         _check_same_size("image", (height, width), self._state.image_size)
         image = image.contiguous(memory_format=torch.channels_last)
-        if isinstance(model, PSPNet):
-            state = replace(self._state, image_size=(height, width))
-            return model.coarse_logits(image), state
-        state = self._prepared(self._state)
-        frame = model.encode(image, state.path)
-        logits = model.decode(frame, state.memory, state.path)
-        return logits, replace(
-            state,
-            path=(state.path + 1) % model.num_paths,
-            latest=frame,
-            memory=None,
-            image_size=(height, width),
-        )
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[H, W, 3]`` to a normalised image ``[1, 3, h, w]`` on the model's device."""
-        parameter = self._parameter()
-        image = _upload(pixels, parameter.device).permute(2, 0, 1)[None].float()
-        if self.size is not None and image.shape[-2:] != self.size:
-            image = F.interpolate(image, self.size, mode="bilinear", align_corners=False)
-        mean, deviation = self._mean_and_deviation(image.device)
-        return ((image / 255 - mean) / deviation).to(parameter.dtype)
-
-    def _mean_and_deviation(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Both ``[3, 1, 1]``; made once for a device, since that waits for it."""
-        if device not in self._statistics:
-            mean, deviation = (
-                torch.tensor(values, device=device).view(3, 1, 1)
-                for values in (MEAN, STANDARD_DEVIATION)
-            )
-            self._statistics[device] = (mean, deviation)
-        return self._statistics[device]
+        logits, stream = self.model.label(image, self._state.stream)
+        return logits, replace(self._state, stream=stream, image_size=(height, width))
 
     def _parameter(self) -> Tensor:
         return next(self.model.parameters())

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from PIL import Image
 from torch import Tensor, nn
@@ -26,7 +25,8 @@ from torch import Tensor, nn
 from tdnet.checkpoints import from_published
 from tdnet.models.layers import resize
 from tdnet.models.tdnet import TDNet
-from tdnet.streaming import MEAN, STANDARD_DEVIATION, VideoSegmenter
+from tdnet.preprocessing import images_of
+from tdnet.streaming import VideoSegmenter
 
 TOLERANCE = 1e-4
 
@@ -123,13 +123,9 @@ def read_frames(folder: Path, size: tuple[int, int], limit: int | None) -> Itera
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not paths:
         raise ValueError(f"frames: expected a folder of images, got no images in {folder}")
-    mean = torch.tensor(MEAN).view(3, 1, 1)
-    deviation = torch.tensor(STANDARD_DEVIATION).view(3, 1, 1)
     for path in paths[:limit]:
         pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
-        image = pixels.permute(2, 0, 1)[None].float()
-        image = F.interpolate(image, size, mode="bilinear", align_corners=False)
-        yield (image / 255 - mean) / deviation
+        yield images_of(pixels[None], size)
 
 
 @torch.inference_mode()

@@ -1,14 +1,12 @@
 """Query, key and value maps of a frame, and their pooled form (Eq. 3)."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tdnet.architectures import PoolingMode
 from tdnet_ops import spatial_pool
-
-PoolingMode = Literal["max", "subsample"]
 
 KEY_CHANNELS = 64
 
@@ -57,10 +55,6 @@ class Encoding(nn.Module):
         pooling_stride: int,
     ) -> None:
         super().__init__()
-        if pooling_mode not in ("max", "subsample"):
-            raise ValueError(f"pooling_mode: expected 'max' or 'subsample', got {pooling_mode!r}")
-        if pooling_stride < 1:
-            raise ValueError(f"pooling_stride: expected at least 1, got {pooling_stride}")
         self.query = KeyProjection(in_channels)
         self.key = KeyProjection(in_channels)
         self.value = nn.Conv2d(in_channels, value_channels, 1)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Size = tuple[int, int]
+from tdnet.architectures import Size
 
 
 class ConvNormReLU(nn.Module):

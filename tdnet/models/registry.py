@@ -1,14 +1,11 @@
-"""Models built by name."""
+"""Models built by name or by config."""
 
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
-from tdnet.architectures import PSPNET_DEPTHS, TDNETS, model_names
-from tdnet.models.config import ModelConfig
-from tdnet.models.encoding import PoolingMode
-from tdnet.models.layers import Size
+from tdnet.architectures import MODELS, ModelConfig, PoolingMode, Size, model_names
 from tdnet.models.pspnet import PSPNet
 from tdnet.models.tdnet import TDNet
 
@@ -21,7 +18,7 @@ def build_model(
     pooling_stride: int | None = None,
     norm_size: Size | None = None,
 ) -> TDNet | PSPNet:
-    """Build a model with random weights, in training mode, its weights in channels_last.
+    """Build a model by its name, with random weights, in training mode, in channels_last.
 
     Args:
         name: one of ``model_names()``: "td4-psp18", "td2-psp50", "pspnet-18", "pspnet-50",
@@ -37,28 +34,21 @@ def build_model(
         ValueError: for an unknown name, a number of classes, a stride or a size below 1, or an
             option that the model does not have.
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-    if norm_size is not None and (len(norm_size) != 2 or min(norm_size) < 1):
-        raise ValueError(f"norm_size: expected (height, width), both at least 1, got {norm_size}")
+    if name not in MODELS:
+        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
     options = {
         "pooling_mode": pooling_mode,
         "pooling_stride": pooling_stride,
         "norm_size": norm_size,
     }
-    given = {option: value for option, value in options.items() if value is not None}
-    config = ModelConfig(name, num_classes)
-    model: TDNet | PSPNet
-    if name in TDNETS:
-        shape = TDNETS[name]
-        config = replace(config, **given)  # type: ignore[arg-type]
-        model = TDNet(config, shape.depth, shape.num_paths, shape.head_channels)
-    elif name in PSPNET_DEPTHS:
-        if given:
-            raise ValueError(f"{name} is a single-frame model and has no {', '.join(given)}")
-        model = PSPNet(config, PSPNET_DEPTHS[name])
-    else:
-        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    if given and MODELS[name].num_paths == 1:
+        raise ValueError(f"{name} is a single-frame model and has no {', '.join(given)}")
+    return build(replace(MODELS[name], num_classes=num_classes, **given))
+
+
+def build(config: ModelConfig) -> TDNet | PSPNet:
+    """Build a model with random weights, in training mode, its weights in channels_last."""
+    model = PSPNet(config) if config.num_paths == 1 else TDNet(config)
     # The type hints of "to" miss this argument in some versions of torch.
-    cast(Any, model).to(memory_format=torch.channels_last)
-    return model
+    return cast(Any, model).to(memory_format=torch.channels_last)

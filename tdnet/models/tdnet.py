@@ -6,19 +6,17 @@ from frame to frame (Eq. 4) and at last to the current one (Eq. 5).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from tdnet.models.config import ModelConfig
+from tdnet.architectures import RESNET_DEPTHS, ModelConfig
 from tdnet.models.encoding import Encoding, StoredFrame
 from tdnet.models.heads import SegmentationHead
 from tdnet.models.layers import SpatialLayerNorm, resize
 from tdnet.models.pyramid import PyramidPooling
 from tdnet.models.resnet import DilatedResNet
 from tdnet_ops import attention_propagate
-
-VALUE_CHANNELS = 512
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,16 @@ class Memory:
     value: Tensor
 
 
+@dataclass(frozen=True)
+class Stream:
+    """All that a TDNet remembers of a video: at most m-1 pooled frames, and the latest one."""
+
+    path: int = 0  # of the next frame
+    window: tuple[StoredFrame, ...] = ()  # pooled frames, oldest first
+    latest: EncodedFrame | None = None  # until it is pooled
+    memory: Memory | None = None  # for the next frame
+
+
 class Hop(nn.Module):
     """One hop of attention with its projection phi and the residual sum (Eq. 4 and 5)."""
 
@@ -61,43 +69,62 @@ class Hop(nn.Module):
 class Path(nn.Module):
     """One sub-network with its encoding, its m-1 hops (oldest frame first) and its head."""
 
-    def __init__(
-        self, config: ModelConfig, depth: int, num_paths: int, half: int, head_channels: int
-    ) -> None:
+    def __init__(self, config: ModelConfig, half: int) -> None:
         super().__init__()
-        self.backbone = DilatedResNet(depth)
+        channels = config.value_channels
+        self.backbone = DilatedResNet(RESNET_DEPTHS[config.backbone])
         self.pyramid = PyramidPooling(self.backbone.out_channels, half)
         self.encoding = Encoding(
-            self.pyramid.out_channels, VALUE_CHANNELS, config.pooling_mode, config.pooling_stride
+            self.pyramid.out_channels, channels, config.pooling_mode, config.pooling_stride
         )
-        self.hops = nn.ModuleList(Hop(VALUE_CHANNELS) for _ in range(num_paths - 1))
+        self.hops = nn.ModuleList(Hop(channels) for _ in range(config.num_paths - 1))
         self.norm = SpatialLayerNorm(config.norm_size)
-        self.head = SegmentationHead(VALUE_CHANNELS, head_channels, config.num_classes)
+        self.head = SegmentationHead(channels, config.head_channels, config.num_classes)
 
 
 class TDNet(nn.Module):
     """A temporally distributed network of m paths.
 
-    Frame by frame (see ``tdnet.VideoSegmenter``): ``encode`` the frame by its path, ``decode`` it
+    Frame by frame (``label`` and ``prepare``): ``encode`` the frame by its path, ``decode`` it
     with the memory; then, before the next frame comes, ``store`` it and compute the memory of the
     next path with ``propagate``. Paths are numbered from 0 here.
 
-    Args:
-        config: what to build; see ``tdnet.build_model``.
-        depth: depth of the sub-networks' ResNets, 18, 50 or 101.
-        num_paths: m, at least 2.
-        head_channels: channels between the two convolutions of a head.
+    Raises:
+        ValueError: for a config of one path.
     """
 
-    def __init__(self, config: ModelConfig, depth: int, num_paths: int, head_channels: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if num_paths < 2:
-            raise ValueError(f"num_paths: expected at least 2, got {num_paths}")
+        if config.num_paths < 2:
+            raise ValueError(f"num_paths: expected at least 2, got {config.num_paths}")
         self.config = config
-        self.num_paths = num_paths
-        self.paths = nn.ModuleList(
-            Path(config, depth, num_paths, index % 2, head_channels) for index in range(num_paths)
-        )
+        self.num_paths = config.num_paths
+        self.paths = nn.ModuleList(Path(config, index % 2) for index in range(config.num_paths))
+
+    def start(self) -> Stream:
+        """The stream of a new video; its first frame takes path 0, the next one path 1, ..."""
+        return Stream()
+
+    def label(self, image: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        """Logits of the next frame ``[B, 3, H, W]`` at stride 8, and the stream after it.
+
+        The first m-1 frames are labelled from their own features alone.
+        """
+        stream = self.prepare(stream)
+        frame = self.encode(image, stream.path)
+        logits = self.decode(frame, stream.memory, stream.path)
+        path = (stream.path + 1) % self.num_paths
+        return logits, replace(stream, path=path, latest=frame, memory=None)
+
+    def prepare(self, stream: Stream) -> Stream:
+        """Pool the latest frame and run the inner hops, if that was not done."""
+        if stream.latest is None:
+            return stream
+        capacity = self.num_paths - 1
+        stored = self.store(stream.latest, (stream.path - 1) % self.num_paths)
+        window = (*stream.window, stored)[-capacity:]
+        memory = self.propagate(window, stream.path) if len(window) == capacity else None
+        return replace(stream, window=window, latest=None, memory=memory)
 
     def encode(self, image: Tensor, path: int) -> EncodedFrame:
         """Encode a normalised image ``[B, 3, H, W]`` by the sub-network of ``path``."""

@@ -32,7 +32,10 @@ def pspnet():
 
 @pytest.fixture
 def published(pspnet):
-    return {published_name(own, pspnet): t.clone() for own, t in pspnet.state_dict().items()}
+    return {
+        published_name(own, pspnet.config.num_paths): t.clone()
+        for own, t in pspnet.state_dict().items()
+    }
 
 
 def refusal(path):

@@ -37,10 +37,16 @@ def test_unknown_model_names_the_known_ones():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("pspnet-18", {"num_classes": 0}, "num_classes: expected at least 1, got 0"),
+        ("pspnet-18", {"num_classes": 0}, "num_classes: expected an integer from 1 to .*, got 0"),
         ("pspnet-18", {"pooling_stride": 2}, "has no pooling_stride"),
         ("td4-psp18", {"pooling_mode": "mean"}, "pooling_mode: expected .*, got 'mean'"),
-        ("td4-psp18", {"pooling_stride": 0}, "pooling_stride: expected at least 1, got 0"),
+        ("td4-psp18", {"norm_size": (9,)}, r"norm_size: expected \(height, width\), got \(9,\)"),
+        ("td4-psp18", {"norm_size": (9, 0)}, r"norm_size\[1\]: expected an integer .*, got 0"),
+        (
+            "td4-psp18",
+            {"pooling_stride": 0},
+            "pooling_stride: expected an integer .*, got 0",
+        ),
     ],
 )
 def test_bad_options(name, options, message):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdnet.models.tdnet as tdnet_module
-from tdnet import VideoSegmenter, build_model, streaming
-from tdnet.streaming import MEAN, STANDARD_DEVIATION
+from tdnet import VideoSegmenter, build_model, preprocessing, streaming
+from tdnet.models import ModelConfig
+from tdnet.preprocessing import MEAN, STANDARD_DEVIATION
 
 HEIGHT, WIDTH = 41, 65
 
@@ -277,13 +278,39 @@ def test_training_mode_is_refused(pspnet):
 
 
 def test_bad_models_and_sizes(pspnet):
-    with pytest.raises(TypeError, match="model: expected a TDNet or a PSPNet, got Linear"):
+    with pytest.raises(TypeError, match=r"model: expected one with the methods .*, got Linear"):
         VideoSegmenter(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"model: expected at most 256 classes .*, got 257"):
         VideoSegmenter(build_model("pspnet-18", 257))
     for size in [(0, 5), (5,), (5.0, 5)]:
         with pytest.raises(ValueError, match="expected \\(height, width\\)"):
             VideoSegmenter(pspnet, size)
+
+
+class Repeating(torch.nn.Module):
+    """A model of somebody else: the label of a pixel is the number of frames so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = ModelConfig("of-my-own", "resnet-18", 1, 1, num_classes=5)
+        self.classes = torch.nn.Parameter(torch.arange(5.0).view(1, 5, 1, 1))
+
+    def start(self):
+        return 0
+
+    def label(self, image, stream):
+        return -(self.classes - stream).abs().expand(1, 5, 2, 2), stream + 1
+
+    def prepare(self, stream):
+        return stream
+
+
+def test_any_model_with_the_protocol_streams():
+    segmenter = VideoSegmenter(Repeating())
+    labels = [segmenter.step(frame) for frame in video(3)]
+    assert [set(found.flatten()) for found in labels] == [{0}, {1}, {2}]
+    segmenter.reset()
+    assert (segmenter.step(video(1)[0]) == 0).all()
 
 
 class Operators(TorchDispatchMode):
@@ -300,6 +327,7 @@ class Operators(TorchDispatchMode):
 
 def test_no_tensor_is_made_of_numbers_after_the_first_frame(td4):
     """On a GPU that waits for the device, and cannot be captured as a graph."""
+    preprocessing._statistics.cache_clear()
     segmenter = VideoSegmenter(td4, (33, 49))
     made = []
     for frame in map(torch.from_numpy, video(6)):

@@ -112,8 +112,9 @@ TILES: dict[str, Shape] = {
     "phi_after": (2, 64, 16, 264, (8, 24), (8, 16), "rb"),
     # 64 key channels a head, then others.
     "heads_64": (2, 128, 80, None, (13, 23), (10, 32), "rb", None, growing(20.0), 2),
-    "heads_slices": (2, 192, 480, None, (5, 7), (9, 21), "r", None, growing(9.0), 3),
-    "heads_tiles": (2, 48, 272, None, (9, 19), (10, 32), "rb", None, growing(20.0), 2),
+    "heads_slices": (1, 192, 480, None, (5, 7), (9, 21), "rb", None, growing(9.0), 3),
+    # Other kernels: several chunks of 80 key channels.
+    "heads_tiles": (1, 160, 272, None, (9, 8), (10, 32), "rb", None, growing(20.0), 2),
     "heads_mixed": (2, 128, 48, 72, (8, 24), (8, 16), "rb", None, None, 2),
 }
 

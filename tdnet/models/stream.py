@@ -1,0 +1,67 @@
+"""What a segmenter asks of a model, and how a model that has no past answers."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from tdnet.architectures import ModelConfig
+from tdnet.models.layers import resize
+
+
+@runtime_checkable
+class StreamingModel(Protocol):
+    """A model that labels a video frame by frame.
+
+    What it remembers of a video is the stream, a value of its own that it never changes but
+    replaces: a segmenter keeps it, and several segmenters may share a model. Images are
+    normalised, float, ``[1, 3, H, W]``, and all of a stream have one size.
+    """
+
+    config: ModelConfig
+    training: bool
+
+    def start(self) -> Any:
+        """The stream of a video of which no frame was seen yet."""
+
+    def label(self, image: Tensor, stream: Any) -> tuple[Tensor, Any]:
+        """Coarse logits of the next frame, ``[1, K, h, w]``, and the stream after it.
+
+        Their corner pixels are those of the image: they are to be resized with align_corners=True.
+        """
+
+    def prepare(self, stream: Any) -> Any:
+        """The same stream, with what the next frame needs from past ones computed.
+
+        ``label`` does it first where it was not done; the numbers are the same.
+        """
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def eval(self) -> Any: ...
+
+
+class SingleFrameModel(nn.Module):
+    """A model that treats every frame alike; a derived class has ``coarse_logits``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def coarse_logits(self, image: Tensor) -> Tensor:
+        """Normalised images ``[B, 3, H, W]`` to logits at the size of the features."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised images ``[B, 3, H, W]`` to logits ``[B, K, H, W]``."""
+        height, width = image.shape[-2:]
+        return resize(self.coarse_logits(image), (height, width))
+
+    def start(self) -> None:
+        """See StreamingModel: there is nothing to remember."""
+
+    def label(self, image: Tensor, stream: None) -> tuple[Tensor, None]:
+        return self.coarse_logits(image), None
+
+    def prepare(self, stream: None) -> None:
+        pass
