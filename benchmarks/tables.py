@@ -1,8 +1,11 @@
-"""The Markdown tables of docs/performance.md from CSV files of the benchmark suite.
+"""The Markdown tables of docs/performance.md and docs/swap.md from CSV files of the benchmark suite.
 
     python benchmarks/tables.py benchmarks/results/*_cpu.csv
+    python benchmarks/tables.py --blocks benchmarks/results/blocks/{forward,training}.csv
 
-A table an operator, a row a case; a peer's column is how many times longer it takes, by round.
+The first prints a table an operator, a row a case; a peer's column is how many times longer it
+takes, by round. The second prints one table of what `--case blocks` and the same with `--backward`
+measured: times as long as ours, and the MB that a call holds beside its arguments.
 """
 
 from __future__ import annotations
@@ -48,11 +51,44 @@ def table(operator: str, rows: list[Row]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+def _of_block(case: list[Row]) -> list[str]:
+    """Ours in ms and MB, then the original and the fastest form of SDPA beside it."""
+    timed = {row["peer"]: row for row in case if row["status"] == "timed" and row["role"] != "roof"}
+    ours = next(row for row in case if row["role"] == "ours")
+    sdpa = [row for peer, row in timed.items() if peer.startswith("sdpa")]
+    peers = [timed["published"], min(sdpa, key=lambda row: float(row["ratio_of_rounds"]))]
+    return [
+        f"{_number(ours['median_ms'], '.3g')} ms, {_megabytes(ours)}",
+        *(f"{_number(row['ratio_of_rounds'], '.2f')}x, {_megabytes(row)}" for row in peers),
+    ]
+
+
+def _megabytes(row: Row) -> str:
+    return f"{float(row['peak_memory_bytes']) / 1e6:.3g} MB"
+
+
+def blocks_table(forward: list[Row], training: list[Row]) -> list[str]:
+    head = ["block", "sizes", "forward", "original", "SDPA", "training", "original", "SDPA"]
+    body = []
+    for case in dict.fromkeys(row["case"] for row in forward):
+        cells = [
+            _of_block([row for row in rows if row["case"] == case]) for rows in (forward, training)
+        ]
+        shapes = next(row["shapes"] for row in forward if row["case"] == case)
+        body.append([case, shapes, *cells[0], *cells[1]])
+    return ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body]]
+
+
+def _read(path: str) -> list[Row]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def main() -> None:
-    rows: list[Row] = []
-    for path in map(Path, sys.argv[1:]):
-        with path.open(newline="") as file:
-            rows += csv.DictReader(file)
+    if sys.argv[1] == "--blocks":
+        print(*blocks_table(*map(_read, sys.argv[2:])), sep="\n")
+        return
+    rows = [row for path in sys.argv[1:] for row in _read(path)]
     for operator in dict.fromkeys(row["operator"] for row in rows):
         print(*table(operator, rows), "", sep="\n")
 

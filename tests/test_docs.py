@@ -90,14 +90,24 @@ def results():
         return list(csv.DictReader(file))
 
 
-def test_the_tables_of_results_are_those_of_the_csv():
+BLOCKS = RESULTS.parent / "blocks"
+
+
+@pytest.mark.parametrize(
+    ("document", "arguments"),
+    [
+        ("performance.md", sorted(RESULTS.parent.glob("*.csv"))),
+        ("swap.md", ["--blocks", BLOCKS / "forward.csv", BLOCKS / "training.csv"]),
+    ],
+)
+def test_the_tables_of_results_are_those_of_the_csv(document, arguments):
     printed = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "tables.py", *sorted(RESULTS.parent.glob("*.csv"))],
+        [sys.executable, ROOT / "benchmarks" / "tables.py", *arguments],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert printed.strip() in (ROOT / "docs" / "performance.md").read_text()
+    assert printed.strip() in (ROOT / "docs" / document).read_text()
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_csv():
