@@ -1,4 +1,4 @@
-"""The Markdown tables of docs/performance.md and docs/swap.md from CSV files of the benchmark suite.
+"""The Markdown tables of docs/performance.md and docs/swap.md from the benchmark suite's CSV files.
 
     python benchmarks/tables.py benchmarks/results/*_cpu.csv
     python benchmarks/tables.py --blocks benchmarks/results/blocks/{forward,training}.csv

@@ -17,7 +17,8 @@ Size = tuple[int, int]
 """(height, width)"""
 
 POOLING_MODES = ("max", "subsample")
-RESNET_DEPTHS = {"resnet-18": 18, "resnet-50": 50, "resnet-101": 101}
+RESNET_DEPTHS = {"resnet-18": 18, "resnet-34": 34, "resnet-50": 50, "resnet-101": 101}
+FEATURES = ("pyramid", "bilateral")
 
 _MOST_PATHS = 16  # a path has a hop for every other one
 _LARGEST_NUMBER = 2**31 - 1
@@ -30,6 +31,8 @@ class ModelConfig:
     Attributes:
         name: of its row in MODELS.
         backbone: of each sub-network, a key of RESNET_DEPTHS.
+        features: what is made of the backbone's outputs: "pyramid" (as in PSPNet) or "bilateral"
+            (as in BiSeNet*).
         num_paths: m. 1 is a single-frame model, to which what follows `num_classes` says nothing.
         head_channels: between the two convolutions of a head.
         num_classes: K, the channels of the logits.
@@ -45,6 +48,7 @@ class ModelConfig:
 
     name: str
     backbone: str
+    features: Literal["pyramid", "bilateral"]
     num_paths: int
     head_channels: int
     num_classes: int = 19
@@ -55,6 +59,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_among("backbone", self.backbone, RESNET_DEPTHS)
+        _check_among("features", self.features, FEATURES)
         _check_among("pooling_mode", self.pooling_mode, POOLING_MODES)
         _check_number("num_paths", self.num_paths, _MOST_PATHS)
         for name in ("head_channels", "num_classes", "value_channels", "pooling_stride"):
@@ -98,14 +103,26 @@ def _check_number(name: str, value: object, most: int = _LARGEST_NUMBER) -> None
         raise ValueError(f"{name}: expected an integer from 1 to {most}, got {shown(value)}")
 
 
+def _bisenet(name: str, backbone: str, num_paths: int = 1) -> ModelConfig:
+    head_channels = 256 if num_paths == 1 else 64
+    return ModelConfig(
+        name, backbone, "bilateral", num_paths, head_channels=head_channels, value_channels=128
+    )
+
+
 MODELS = {
     config.name: config
     for config in (
-        ModelConfig("td4-psp18", "resnet-18", num_paths=4, head_channels=128),
-        ModelConfig("td2-psp50", "resnet-50", num_paths=2, head_channels=256),
-        ModelConfig("pspnet-18", "resnet-18", num_paths=1, head_channels=128),
-        ModelConfig("pspnet-50", "resnet-50", num_paths=1, head_channels=512),
-        ModelConfig("pspnet-101", "resnet-101", num_paths=1, head_channels=512),
+        ModelConfig("td4-psp18", "resnet-18", "pyramid", num_paths=4, head_channels=128),
+        ModelConfig("td2-psp50", "resnet-50", "pyramid", num_paths=2, head_channels=256),
+        ModelConfig("pspnet-18", "resnet-18", "pyramid", num_paths=1, head_channels=128),
+        ModelConfig("pspnet-50", "resnet-50", "pyramid", num_paths=1, head_channels=512),
+        ModelConfig("pspnet-101", "resnet-101", "pyramid", num_paths=1, head_channels=512),
+        _bisenet("td4-bise18", "resnet-18", num_paths=4),
+        _bisenet("td2-bise34", "resnet-34", num_paths=2),
+        _bisenet("bisenet-18", "resnet-18"),
+        _bisenet("bisenet-34", "resnet-34"),
+        _bisenet("bisenet-101", "resnet-101"),
     )
 }
 

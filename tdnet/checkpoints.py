@@ -17,14 +17,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tdnet.architectures import MODELS, ModelConfig, model_names
+from tdnet.architectures import MODELS, ModelConfig
 from tdnet.files import printable, shown, temporary_beside
-from tdnet.models.pspnet import PSPNet
 from tdnet.models.registry import build
+from tdnet.models.single_frame import SingleFrameModel
 from tdnet.models.tdnet import TDNet
 
 _FORMAT = "tdnet-1"
 _PUBLISHED_SUFFIXES = (".pkl", ".pth", ".pt")
+
+PUBLISHED_MODELS = ("td4-psp18", "td2-psp50", "pspnet-18", "pspnet-50", "pspnet-101")
 
 # Weights of published files that no prediction depends on: auxiliary heads of the training and
 # the classifiers of the ResNets.
@@ -35,7 +37,7 @@ _COUNTER_DTYPES = (torch.int64, torch.int32)
 _COUNTER = ".num_batches_tracked"
 
 
-def save_checkpoint(model: TDNet | PSPNet, path: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: TDNet | SingleFrameModel, path: str | os.PathLike[str]) -> None:
     """Write a model as a native checkpoint (safetensors).
 
     The file appears under its name only when it is complete; a file of that name is replaced.
@@ -71,7 +73,7 @@ def load_checkpoint(
     name: str | None = None,
     *,
     device: str | torch.device = "cpu",
-) -> TDNet | PSPNet:
+) -> TDNet | SingleFrameModel:
     """Build the model that a checkpoint holds, in eval mode.
 
     Args:
@@ -106,7 +108,7 @@ def load_checkpoint(
     return model.to(device)
 
 
-def from_published(state: Mapping[str, Any], name: str | None = None) -> TDNet | PSPNet:
+def from_published(state: Mapping[str, Any], name: str | None = None) -> TDNet | SingleFrameModel:
     """Build a model from weights with the names of the published code, in eval mode.
 
     The number of classes and the size of the LayerNorm affine are those of the weights; keys are
@@ -127,8 +129,8 @@ def from_published(state: Mapping[str, Any], name: str | None = None) -> TDNet |
     weights = _unwrapped(state)
     name = _published_model(weights) if name is None else name
     norm = weights.get("layer_norm1.ln.weight")
-    if name not in MODELS:
-        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
+    if name not in PUBLISHED_MODELS:
+        raise ValueError(f"name: expected one of {', '.join(PUBLISHED_MODELS)}, got {name!r}")
     config = MODELS[name]
     is_tdnet = config.num_paths > 1
     classes = weights.get("head1.conv5.4.bias" if is_tdnet else "head.conv5.5.bias")
@@ -160,19 +162,19 @@ def published_name(own: str, num_paths: int) -> str:
 
 # Our names (regular expressions) and the published ones; @ stands for the number of the path.
 _PATH_NAMES = (
-    (r"backbone\.", "pretrained@."),
+    (r"features\.backbone\.", "pretrained@."),
     (r"encoding\.query\.", "enc@.w_qs."),
     (r"encoding\.key\.", "enc@.w_ks."),
     (r"encoding\.value\.", "enc@.w_vs.0.conv."),
     (r"norm\.", "layer_norm@.ln."),
-    (r"pyramid\.branches\.", "psp@.branch"),
+    (r"features\.pyramid\.branches\.", "psp@.branch"),
     (r"head\.hidden\.conv\.", "head@.conv5.0."),
     (r"head\.hidden\.norm\.", "head@.conv5.1."),
     (r"head\.classifier\.", "head@.conv5.4."),
 )
 _PSPNET_NAMES = (
-    (r"backbone\.", "pretrained."),
-    (r"pyramid\.branches\.", "head.conv5.0.branch"),
+    (r"features\.backbone\.", "pretrained."),
+    (r"features\.pyramid\.branches\.", "head.conv5.0.branch"),
     (r"head\.hidden\.conv\.", "head.conv5.1."),
     (r"head\.hidden\.norm\.", "head.conv5.2."),
     (r"head\.classifier\.", "head.conv5.5."),
@@ -242,7 +244,7 @@ def _published_model(weights: Mapping[str, Tensor]) -> str:
         return "pspnet-101" if has("pretrained.layer3.22.") else "pspnet-50"
     raise ValueError(
         f"cannot tell the model: expected the names of weights of one of "
-        f"{', '.join(model_names())} in the published code, got {_listed(list(weights))}"
+        f"{', '.join(PUBLISHED_MODELS)} in the published code, got {_listed(list(weights))}"
     )
 
 
@@ -250,7 +252,7 @@ def _filled_model(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     file_name: Callable[[str, int], str],
-) -> TDNet | PSPNet:
+) -> TDNet | SingleFrameModel:
     """A model with the weights of a file, in eval mode; nothing is allocated before they fit.
 
     Args:
@@ -350,7 +352,7 @@ def _kind(value: object) -> str:
     return f"a {name}"
 
 
-def _load_native(path: Path, name: str | None) -> TDNet | PSPNet:
+def _load_native(path: Path, name: str | None) -> TDNet | SingleFrameModel:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

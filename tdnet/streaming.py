@@ -31,7 +31,7 @@ class VideoSegmenter:
     The model is put in eval mode and is otherwise only read: several segmenters may share it, each
     with the state of its own video. After a reset the first frame takes path 1 of a TDNet, the
     next one path 2, and so on cyclically; the first m-1 frames are labelled from their own
-    features alone. A PSPNet treats every frame alike.
+    features alone. A single-frame model treats every frame alike.
 
     What the next frame needs from past frames is computed by ``prepare``, after the labels are
     out. On a CUDA device ``step`` launches it behind the labels by itself. On a CPU call it once

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 
 from tdnet.architectures import MODELS, ModelConfig, PoolingMode, Size, model_names
-from tdnet.models.pspnet import PSPNet
+from tdnet.models.single_frame import SingleFrameModel
 from tdnet.models.tdnet import TDNet
 
 
@@ -17,12 +17,13 @@ def build_model(
     pooling_mode: PoolingMode | None = None,
     pooling_stride: int | None = None,
     norm_size: Size | None = None,
-) -> TDNet | PSPNet:
+) -> TDNet | SingleFrameModel:
     """Build a model by its name, with random weights, in training mode, in channels_last.
 
     Args:
-        name: one of ``model_names()``: "td4-psp18", "td2-psp50", "pspnet-18", "pspnet-50",
-            "pspnet-101".
+        name: one of ``model_names()``: "td4-psp18", "td2-psp50", "td4-bise18", "td2-bise34" and the
+            single-frame models "pspnet-18", "pspnet-50", "pspnet-101", "bisenet-18", "bisenet-34",
+            "bisenet-101".
         num_classes: K, the channels of the logits.
         pooling_mode: TDNet only: gamma of Eq. 3, "max" (None means this) or "subsample" (what
             published weights expect).
@@ -47,8 +48,8 @@ def build_model(
     return build(replace(MODELS[name], num_classes=num_classes, **given))
 
 
-def build(config: ModelConfig) -> TDNet | PSPNet:
+def build(config: ModelConfig) -> TDNet | SingleFrameModel:
     """Build a model with random weights, in training mode, its weights in channels_last."""
-    model = PSPNet(config) if config.num_paths == 1 else TDNet(config)
+    model = SingleFrameModel(config) if config.num_paths == 1 else TDNet(config)
     # The type hints of "to" miss this argument in some versions of torch.
     return cast(Any, model).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Dilated ResNet backbones with output stride 8.
+"""ResNet backbones, dilated (output stride 8) or not (32).
 
 Parameter names are the usual ones of ResNets (``conv1``, ``layer1.0.conv1``, ...), so ImageNet
 weights fit. There is no classifier.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 # Dilations of the blocks of the last stage ("multi-grid").
 _MULTI_GRID = (4, 8, 16)
 
-_BLOCK_COUNTS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_BLOCK_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -30,7 +30,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the block of ResNet-18.
+    """Two 3x3 convolutions and a shortcut; the block of ResNet-18 and -34.
 
     ``dilation`` is that of the first convolution, ``stage_dilation`` that of the second.
     """
@@ -80,35 +80,45 @@ class Bottleneck(nn.Module):
         return F.relu(out + shortcut, inplace=True)
 
 
-class DilatedResNet(nn.Module):
-    """``[B, 3, H, W] -> [B, out_channels, ceil(H/8), ceil(W/8)]``.
+class ResNet(nn.Module):
+    """``[B, 3, H, W]`` to the outputs of the four stages.
+
+    They are at strides 4, 8, 8, 8 if dilated, else 4, 8, 16, 32 (rounded up), with ``channels``
+    channels.
 
     Args:
-        depth: 18 (a 7x7 stem, 512 output channels), 50 or 101 (the deep stem of three 3x3
-            convolutions, 2048 output channels).
+        depth: 18 or 34 (a 7x7 stem, 64 to 512 channels), 50 or 101 (the deep stem of three 3x3
+            convolutions, 256 to 2048 channels).
+        dilated: whether the last two stages dilate (2, then 4, 8, 16) in place of striding.
 
     Raises:
         ValueError: for any other depth.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, dilated: bool) -> None:
         super().__init__()
         if depth not in _BLOCK_COUNTS:
             raise ValueError(f"depth: expected one of {sorted(_BLOCK_COUNTS)}, got {depth}")
-        block = BasicBlock if depth == 18 else Bottleneck
+        is_deep = depth >= 50
+        block = Bottleneck if is_deep else BasicBlock
         counts = _BLOCK_COUNTS[depth]
-        self.conv1 = _plain_stem() if depth == 18 else _deep_stem()
-        stem_channels = 64 if depth == 18 else 128
+        self.conv1 = _deep_stem() if is_deep else _plain_stem()
+        stem_channels = 128 if is_deep else 64
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         self.layer1 = _stage(block, stem_channels, 64, 1, (1,) * counts[0], 1)
         self.layer2 = _stage(block, 64 * block.expansion, 128, 2, (1,) * counts[1], 1)
-        dilations = (1,) + (2,) * (counts[2] - 1)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, 1, dilations, 2)
-        dilations = _MULTI_GRID[: counts[3]]
-        self.layer4 = _stage(block, 256 * block.expansion, 512, 1, dilations, 4)
-        self.out_channels = 512 * block.expansion
+        stride = 1 if dilated else 2
+        dilations = (1,) + (2 if dilated else 1,) * (counts[2] - 1)
+        self.layer3 = _stage(
+            block, 128 * block.expansion, 256, stride, dilations, 2 if dilated else 1
+        )
+        dilations = _MULTI_GRID[: counts[3]] if dilated else (1,) * counts[3]
+        self.layer4 = _stage(
+            block, 256 * block.expansion, 512, stride, dilations, 4 if dilated else 1
+        )
+        self.channels = tuple(channels * block.expansion for channels in (64, 128, 256, 512))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -117,12 +127,11 @@ class DilatedResNet(nn.Module):
                 fan_out = math.prod(module.kernel_size) * module.out_channels
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.layer1(self.maxpool(x))
-        x = self.layer2(x)
-        x = self.layer3(x)
-        return self.layer4(x)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outputs = [self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))]
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            outputs.append(stage(outputs[-1]))
+        return outputs[1:]
 
 
 def _plain_stem() -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a segmenter asks of a model, and how a model that has no past answers."""
+"""What a segmenter asks of a model."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -6,7 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from tdnet.architectures import ModelConfig
-from tdnet.models.layers import resize
 
 
 @runtime_checkable
@@ -39,29 +38,3 @@ class StreamingModel(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def eval(self) -> Any: ...
-
-
-class SingleFrameModel(nn.Module):
-    """A model that treats every frame alike; a derived class has ``coarse_logits``."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def coarse_logits(self, image: Tensor) -> Tensor:
-        """Normalised images ``[B, 3, H, W]`` to logits at the size of the features."""
-        raise NotImplementedError
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Normalised images ``[B, 3, H, W]`` to logits ``[B, K, H, W]``."""
-        height, width = image.shape[-2:]
-        return resize(self.coarse_logits(image), (height, width))
-
-    def start(self) -> None:
-        """See StreamingModel: there is nothing to remember."""
-
-    def label(self, image: Tensor, stream: None) -> tuple[Tensor, None]:
-        return self.coarse_logits(image), None
-
-    def prepare(self, stream: None) -> None:
-        pass

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from tdnet.architectures import RESNET_DEPTHS, ModelConfig
+from tdnet.architectures import ModelConfig
 from tdnet.models.encoding import Encoding, StoredFrame
+from tdnet.models.features import build_features
 from tdnet.models.heads import SegmentationHead
 from tdnet.models.layers import SpatialLayerNorm, resize
-from tdnet.models.pyramid import PyramidPooling
-from tdnet.models.resnet import DilatedResNet
 from tdnet_ops import attention_propagate
 
 
@@ -69,13 +68,12 @@ class Hop(nn.Module):
 class Path(nn.Module):
     """One sub-network with its encoding, its m-1 hops (oldest frame first) and its head."""
 
-    def __init__(self, config: ModelConfig, half: int) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         channels = config.value_channels
-        self.backbone = DilatedResNet(RESNET_DEPTHS[config.backbone])
-        self.pyramid = PyramidPooling(self.backbone.out_channels, half)
+        self.features = build_features(config, index)
         self.encoding = Encoding(
-            self.pyramid.out_channels, channels, config.pooling_mode, config.pooling_stride
+            self.features.out_channels, channels, config.pooling_mode, config.pooling_stride
         )
         self.hops = nn.ModuleList(Hop(channels) for _ in range(config.num_paths - 1))
         self.norm = SpatialLayerNorm(config.norm_size)
@@ -99,7 +97,7 @@ class TDNet(nn.Module):
             raise ValueError(f"num_paths: expected at least 2, got {config.num_paths}")
         self.config = config
         self.num_paths = config.num_paths
-        self.paths = nn.ModuleList(Path(config, index % 2) for index in range(config.num_paths))
+        self.paths = nn.ModuleList(Path(config, index) for index in range(config.num_paths))
 
     def start(self) -> Stream:
         """The stream of a new video; its first frame takes path 0, the next one path 1, ..."""
@@ -195,8 +193,7 @@ class TDNet(nn.Module):
         return resize(logits, (height, width))
 
     def _features(self, image: Tensor, path: int) -> Tensor:
-        parts = self._path(path)
-        return parts.pyramid(parts.backbone(image))
+        return self._path(path).features(image)
 
     def _path(self, path: int) -> Path:
         module = self.paths[path]

@@ -24,6 +24,7 @@ def test_what_an_older_file_leaves_out_is_as_in_the_row():
     [
         ({"backbone": "resnet-19"}, "backbone: expected one of resnet-18, .*, got 'resnet-19'"),
         ({"backbone": 18}, "backbone: expected one of .*, got 18"),
+        ({"features": "fpn"}, "features: expected one of pyramid, bilateral, got 'fpn'"),
         ({"num_paths": 0}, "num_paths: expected an integer from 1 to 16, got 0"),
         ({"num_paths": 17}, "num_paths: expected an integer from 1 to 16, got 17"),
         ({"value_channels": True}, "value_channels: expected an integer from 1 to .*, got True"),
@@ -37,7 +38,9 @@ def test_values_that_no_model_has(changes, message):
 
 
 def test_attributes_that_no_model_has():
-    with pytest.raises(ValueError, match="'colour': no attribute of a model: name, backbone"):
+    with pytest.raises(
+        ValueError, match="'colour': no attribute of a model: name, backbone, features"
+    ):
         ModelConfig.from_json('{"name": "td4-psp18", "colour": 1}')
 
 

@@ -7,8 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tdnet import build_model, checkpoints, load_checkpoint, save_checkpoint
-from tdnet.checkpoints import from_published, published_name
-from tdnet.models import model_names
+from tdnet.checkpoints import PUBLISHED_MODELS, from_published, published_name
 
 
 def published_weights(model):
@@ -103,13 +102,13 @@ class TestNative:
 
     def test_weights_that_do_not_fit(self, pspnet, tmp_path):
         def edit(tensors):
-            del tensors["backbone.conv1.weight"]
+            del tensors["features.backbone.conv1.weight"]
             tensors["extra"] = torch.ones(1)
             tensors["head.classifier.bias"] = torch.ones(9)
 
         with pytest.raises(ValueError, match="do not fit pspnet-18") as caught:
             load_checkpoint(self.edited(pspnet, tmp_path, weights=edit))
-        assert "1 missing: backbone.conv1.weight" in str(caught.value)
+        assert "1 missing: features.backbone.conv1.weight" in str(caught.value)
         assert "1 unknown: extra" in str(caught.value)
         assert "head.classifier.bias: expected [4], got [9]" in str(caught.value)
 
@@ -136,7 +135,7 @@ class TestNative:
 
 
 class TestPublished:
-    @pytest.mark.parametrize("name", model_names())
+    @pytest.mark.parametrize("name", PUBLISHED_MODELS)
     def test_model_is_told_from_the_names(self, name):
         options = {"pooling_mode": "subsample", "norm_size": (9, 13)} if "td" in name else {}
         model = build_model(name, 4, **options)
@@ -156,7 +155,9 @@ class TestPublished:
         weights = published_weights(pspnet)
         loaded = from_published(weights, "pspnet-18")
         weights["pretrained.bn1.weight"].fill_(5)
-        assert not torch.equal(loaded.backbone.bn1.weight, weights["pretrained.bn1.weight"])
+        assert not torch.equal(
+            loaded.features.backbone.bn1.weight, weights["pretrained.bn1.weight"]
+        )
 
     def test_counters_of_old_files_may_be_absent(self, pspnet):
         weights = published_weights(pspnet)

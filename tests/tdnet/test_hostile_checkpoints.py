@@ -62,7 +62,7 @@ def test_the_best_model_of_the_published_training(published, pspnet, tmp_path, m
     assert count == 1
     path.write_bytes(data)
     loaded = load_checkpoint(path)
-    assert torch.equal(loaded.backbone.conv1.weight, pspnet.backbone.conv1.weight)
+    assert torch.equal(loaded.features.backbone.conv1.weight, pspnet.features.backbone.conv1.weight)
 
 
 def test_a_number_of_numpy_in_place_of_weights_is_called_so(tmp_path):
@@ -81,7 +81,7 @@ def test_the_names_of_numpy_are_not_left_allowed(tmp_path):
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers(published, pspnet, prefix):
     loaded = from_published({prefix + key: value for key, value in published.items()})
-    assert torch.equal(loaded.backbone.conv1.weight, pspnet.backbone.conv1.weight)
+    assert torch.equal(loaded.features.backbone.conv1.weight, pspnet.features.backbone.conv1.weight)
 
 
 def test_a_prefix_inside_a_name_and_one_name_twice(published):
@@ -130,9 +130,12 @@ def test_negative_variances_and_other_counters(published):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_are_converted(published, pspnet, dtype):
     loaded = from_published({k: v.to(dtype) if v.dim() else v for k, v in published.items()})
-    assert loaded.backbone.conv1.weight.dtype == torch.float32
+    assert loaded.features.backbone.conv1.weight.dtype == torch.float32
     torch.testing.assert_close(
-        loaded.backbone.conv1.weight, pspnet.backbone.conv1.weight, rtol=1e-2, atol=1e-2
+        loaded.features.backbone.conv1.weight,
+        pspnet.features.backbone.conv1.weight,
+        rtol=1e-2,
+        atol=1e-2,
     )
 
 

@@ -3,11 +3,12 @@ import torch
 from torch import nn
 
 from tdnet import VideoSegmenter, build_model
-from tdnet.models import PSPNet, TDNet, model_names
+from tdnet.models import SingleFrameModel, TDNet, model_names
+from tdnet.models.bilateral import AttentionRefinement, BilateralFeatures, FeatureFusion
 from tdnet.models.encoding import Encoding
 from tdnet.models.layers import SpatialLayerNorm
 from tdnet.models.pyramid import PyramidPooling
-from tdnet.models.resnet import DilatedResNet
+from tdnet.models.resnet import ResNet
 
 
 def randomise_norms(model):
@@ -54,11 +55,12 @@ def test_bad_options(name, options, message):
         build_model(name, **options)
 
 
+@pytest.mark.parametrize("name", ["td4-psp18", "td4-bise18"])
 @pytest.mark.parametrize("pooling_mode", ["subsample", "max"])
 @pytest.mark.parametrize("stride", [4, 3])
 @torch.inference_mode()
-def test_clip_equals_stream(pooling_mode, stride, device):
-    model = build_model("td4-psp18", 5, pooling_mode=pooling_mode, pooling_stride=stride)
+def test_clip_equals_stream(name, pooling_mode, stride, device):
+    model = build_model(name, 5, pooling_mode=pooling_mode, pooling_stride=stride)
     randomise_norms(model).to(device)
     segmenter = VideoSegmenter(model)
     frames = torch.randn(6, 3, 41, 65).to(device)
@@ -79,7 +81,7 @@ def test_gradients_reach_all_that_a_clip_uses(device):
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
     for name, parameter in past.named_parameters():
-        used = name.startswith(("backbone", "pyramid", "encoding.key", "encoding.value"))
+        used = name.startswith(("features", "encoding.key", "encoding.value"))
         assert (parameter.grad is not None) == used, name
 
 
@@ -112,26 +114,42 @@ def test_models_run_in_half_precision_types(device):
     assert logits.dtype == torch.float64
 
 
-@pytest.mark.parametrize("depth", [18, 50, 101])
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
 def test_backbone_strides_and_dilations(depth):
-    backbone = DilatedResNet(depth).eval()
-    convolution = "conv1" if depth == 18 else "conv2"
+    backbone = ResNet(depth, dilated=True).eval()
+    plain = depth in (18, 34)
+    convolution = "conv1" if plain else "conv2"
     dilations = [
         [getattr(block, convolution).dilation[0] for block in getattr(backbone, f"layer{stage}")]
         for stage in (3, 4)
     ]
-    third = {18: 2, 50: 6, 101: 23}[depth]
+    third = {18: 2, 34: 6, 50: 6, 101: 23}[depth]
     assert dilations == [[1] + [2] * (third - 1), [4, 8] if depth == 18 else [4, 8, 16]]
-    if depth == 18:
-        assert [block.conv2.dilation[0] for block in backbone.layer4] == [4, 4]
-    assert isinstance(backbone.conv1, nn.Conv2d if depth == 18 else nn.Sequential)
+    if plain:
+        assert {block.conv2.dilation[0] for block in backbone.layer4} == {4}
+    assert isinstance(backbone.conv1, nn.Conv2d if plain else nn.Sequential)
+    assert shapes_of(backbone) == [(17, 23), (9, 12), (9, 12), (9, 12)]
+
+
+@pytest.mark.parametrize("depth", [18, 101])
+def test_backbone_without_dilation(depth):
+    backbone = ResNet(depth, dilated=False).eval()
+    dilations = {m.dilation for m in backbone.modules() if isinstance(m, nn.Conv2d)}
+    assert dilations == {(1, 1)}
+    assert shapes_of(backbone) == [(17, 23), (9, 12), (5, 6), (3, 3)]
+
+
+def shapes_of(backbone):
+    """The sizes of its outputs for 65 x 90 pixels; their channels are as it says."""
     with torch.inference_mode():
-        assert backbone(torch.zeros(1, 3, 65, 90)).shape == (1, backbone.out_channels, 9, 12)
+        outputs = backbone(torch.zeros(1, 3, 65, 90))
+    assert tuple(x.shape[1] for x in outputs) == backbone.channels
+    return [tuple(x.shape[2:]) for x in outputs]
 
 
 def test_backbone_of_unknown_depth():
-    with pytest.raises(ValueError, match=r"depth: expected one of .*, got 34"):
-        DilatedResNet(34)
+    with pytest.raises(ValueError, match=r"depth: expected one of .*, got 19"):
+        ResNet(19, dilated=True)
 
 
 @torch.inference_mode()
@@ -188,5 +206,31 @@ class TestSpatialLayerNorm:
         torch.testing.assert_close(norm(x), expected.expand(1, 2, *size))
 
 
-def test_pspnet_is_a_single_frame_model():
-    assert isinstance(build_model("pspnet-18"), PSPNet)
+@pytest.mark.parametrize("name", ["pspnet-18", "bisenet-18"])
+def test_baselines_are_single_frame_models(name):
+    assert isinstance(build_model(name), SingleFrameModel)
+
+
+@torch.inference_mode()
+def test_refinement_and_fusion_by_hand():
+    """y = r sigmoid(norm(W mean(r))), and x + x sigmoid(E relu(S mean(x)))."""
+    refine, fuse = randomise_norms(AttentionRefinement(6)).eval(), FeatureFusion(7).eval()
+    x = torch.randn(2, 6, 5, 4)
+    reduced = refine.reduce(x)
+    weights = torch.einsum("oc,bc->bo", refine.weigh.weight[..., 0, 0], reduced.mean((2, 3)))
+    norm = refine.norm
+    weights = (weights - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(refine(x), reduced * weights.sigmoid()[..., None, None])
+    joined = fuse.join(torch.cat((x, x[:, :1]), 1))
+    hidden = fuse.squeeze(joined.mean((2, 3), keepdim=True)).relu()
+    expected = joined * (1 + fuse.excite(hidden).sigmoid())
+    torch.testing.assert_close(fuse(x, x[:, :1]), expected)
+
+
+def test_every_weight_of_bilateral_features_counts():
+    features = BilateralFeatures(18)
+    assert features(torch.randn(2, 3, 65, 90)).shape == (2, 256, 9, 12)
+    features(torch.randn(2, 3, 65, 90)).square().mean().backward()
+    for name, parameter in features.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name

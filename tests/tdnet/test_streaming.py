@@ -88,7 +88,7 @@ def test_reset_starts_again(td4):
 def test_paths_take_turns_from_the_first(td4):
     order = []
     hooks = [
-        path.backbone.register_forward_hook(lambda *_, index=index: order.append(index))
+        path.features.backbone.register_forward_hook(lambda *_, index=index: order.append(index))
         for index, path in enumerate(td4.paths)
     ]
     segmenter = VideoSegmenter(td4)

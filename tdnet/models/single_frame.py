@@ -1,0 +1,39 @@
+"""The single-frame baselines: PSPNet and BiSeNet*."""
+
+from torch import Tensor, nn
+
+from tdnet.architectures import ModelConfig
+from tdnet.models.features import build_features
+from tdnet.models.heads import SegmentationHead
+from tdnet.models.layers import resize
+
+
+class SingleFrameModel(nn.Module):
+    """Features of a frame and a head. Every frame is treated alike."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features = build_features(config)
+        self.head = SegmentationHead(
+            self.features.out_channels, config.head_channels, config.num_classes
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised images ``[B, 3, H, W]`` to logits ``[B, K, H, W]``."""
+        height, width = image.shape[-2:]
+        return resize(self.coarse_logits(image), (height, width))
+
+    def coarse_logits(self, image: Tensor) -> Tensor:
+        """Normalised images ``[B, 3, H, W]`` to logits at stride 8."""
+        return self.head(self.features(image))
+
+    def start(self) -> None:
+        """The stream of a new video: there is nothing to remember."""
+
+    def label(self, image: Tensor, stream: None) -> tuple[Tensor, None]:
+        """Logits of the next frame at stride 8."""
+        return self.coarse_logits(image), None
+
+    def prepare(self, stream: None) -> None:
+        """Nothing depends on past frames."""
