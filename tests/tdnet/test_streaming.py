@@ -292,7 +292,7 @@ class Repeating(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = ModelConfig("of-my-own", "resnet-18", 1, 1, num_classes=5)
+        self.config = ModelConfig("of-my-own", "resnet-18", "pyramid", 1, 1, num_classes=5)
         self.classes = torch.nn.Parameter(torch.arange(5.0).view(1, 5, 1, 1))
 
     def start(self):
