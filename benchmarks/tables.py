@@ -58,9 +58,14 @@ def _of_block(case: list[Row]) -> list[str]:
     sdpa = [row for peer, row in timed.items() if peer.startswith("sdpa")]
     peers = [timed["published"], min(sdpa, key=lambda row: float(row["ratio_of_rounds"]))]
     return [
-        f"{_number(ours['median_ms'], '.3g')} ms, {_megabytes(ours)}",
+        f"{_milliseconds(ours)} ms, {_megabytes(ours)}",
         *(f"{_number(row['ratio_of_rounds'], '.2f')}x, {_megabytes(row)}" for row in peers),
     ]
+
+
+def _milliseconds(row: Row) -> str:
+    value = float(row["median_ms"])
+    return format(value, ".3g" if value < 999.5 else ",.0f")
 
 
 def _megabytes(row: Row) -> str:
