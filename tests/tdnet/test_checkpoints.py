@@ -27,6 +27,11 @@ def pspnet():
 
 
 @pytest.fixture(scope="module")
+def bisenet():
+    return build_model("td4-bise18", 4, norm_size=(9, 13))
+
+
+@pytest.fixture(scope="module")
 def td2():
     return build_model("td2-psp50", 4, pooling_mode="subsample", norm_size=(9, 13))
 
@@ -39,7 +44,7 @@ def assert_same_weights(a, b):
 
 
 class TestNative:
-    @pytest.mark.parametrize("name", ["pspnet", "td2"])
+    @pytest.mark.parametrize("name", ["pspnet", "td2", "bisenet"])
     def test_round_trip(self, name, request, tmp_path):
         model = request.getfixturevalue(name)
         save_checkpoint(model, tmp_path / "model.safetensors")
