@@ -18,7 +18,14 @@ Row = dict[str, str]
 
 
 def _number(text: str, form: str) -> str:
-    return format(float(text), form) if text else "-"
+    if not text:
+        return "-"
+    # 3 digits, but no exponent.
+    return format(float(text), ",.0f" if form == ".3g" and float(text) >= 999.5 else form)
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body]]
 
 
 def _cells(case: list[Row], peers: list[str]) -> list[str]:
@@ -47,25 +54,19 @@ def table(operator: str, rows: list[Row]) -> list[str]:
     head = [f"`{operator}`", "ours, ms", "GFLOP/s", "GB/s", "% peak", "% mm shapes", *peers]
     cases = dict.fromkeys(row["case"] for row in rows)
     body = [_cells([row for row in rows if row["case"] == case], peers) for case in cases]
-    lines = [head, ["---"] * len(head), *body]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return _markdown(head, body)
 
 
 def _of_block(case: list[Row]) -> list[str]:
     """Ours in ms and MB, then the original and the fastest form of SDPA beside it."""
-    timed = {row["peer"]: row for row in case if row["status"] == "timed" and row["role"] != "roof"}
+    timed = {row["peer"]: row for row in case if row["status"] == "timed"}
     ours = next(row for row in case if row["role"] == "ours")
     sdpa = [row for peer, row in timed.items() if peer.startswith("sdpa")]
     peers = [timed["published"], min(sdpa, key=lambda row: float(row["ratio_of_rounds"]))]
     return [
-        f"{_milliseconds(ours)} ms, {_megabytes(ours)}",
+        f"{_number(ours['median_ms'], '.3g')} ms, {_megabytes(ours)}",
         *(f"{_number(row['ratio_of_rounds'], '.2f')}x, {_megabytes(row)}" for row in peers),
     ]
-
-
-def _milliseconds(row: Row) -> str:
-    value = float(row["median_ms"])
-    return format(value, ".3g" if value < 999.5 else ",.0f")
 
 
 def _megabytes(row: Row) -> str:
@@ -81,7 +82,7 @@ def blocks_table(forward: list[Row], training: list[Row]) -> list[str]:
         ]
         shapes = next(row["shapes"] for row in forward if row["case"] == case)
         body.append([case, shapes, *cells[0], *cells[1]])
-    return ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body]]
+    return _markdown(head, body)
 
 
 def _read(path: str) -> list[Row]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from tdnet.files import shown
 
+Features = Literal["pyramid", "bilateral"]
 PoolingMode = Literal["max", "subsample"]
 Size = tuple[int, int]
 """(height, width)"""
 
-POOLING_MODES = ("max", "subsample")
 RESNET_DEPTHS = {"resnet-18": 18, "resnet-34": 34, "resnet-50": 50, "resnet-101": 101}
-FEATURES = ("pyramid", "bilateral")
 
 _MOST_PATHS = 16  # a path has a hop for every other one
 _LARGEST_NUMBER = 2**31 - 1
@@ -48,7 +47,7 @@ class ModelConfig:
 
     name: str
     backbone: str
-    features: Literal["pyramid", "bilateral"]
+    features: Features
     num_paths: int
     head_channels: int
     num_classes: int = 19
@@ -58,9 +57,9 @@ class ModelConfig:
     norm_size: Size = (97, 193)
 
     def __post_init__(self) -> None:
-        _check_among("backbone", self.backbone, RESNET_DEPTHS)
-        _check_among("features", self.features, FEATURES)
-        _check_among("pooling_mode", self.pooling_mode, POOLING_MODES)
+        check_among("backbone", self.backbone, RESNET_DEPTHS)
+        check_among("features", self.features, get_args(Features))
+        check_among("pooling_mode", self.pooling_mode, get_args(PoolingMode))
         _check_number("num_paths", self.num_paths, _MOST_PATHS)
         for name in ("head_channels", "num_classes", "value_channels", "pooling_stride"):
             _check_number(name, getattr(self, name))
@@ -87,13 +86,14 @@ class ModelConfig:
         except (ValueError, TypeError, LookupError, RecursionError, AttributeError) as error:
             raise ValueError("its metadata does not say which model it holds") from error
         known = [field.name for field in fields(cls)]
-        for attribute in told.keys() - set(known):
-            raise ValueError(f"{shown(attribute)}: no attribute of a model: {', '.join(known)}")
-        _check_among("name", name, MODELS)
+        if unknown := [attribute for attribute in told if attribute not in known]:
+            raise ValueError(f"{shown(unknown[0])}: no attribute of a model: {', '.join(known)}")
+        check_among("name", name, MODELS)
         return replace(MODELS[name], **told)
 
 
-def _check_among(name: str, value: object, known: Collection[str]) -> None:
+def check_among(name: str, value: object, known: Collection[str]) -> None:
+    """Raise a ValueError that names the argument, unless the value is known."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {shown(value)}")
 
@@ -101,13 +101,6 @@ def _check_among(name: str, value: object, known: Collection[str]) -> None:
 def _check_number(name: str, value: object, most: int = _LARGEST_NUMBER) -> None:
     if type(value) is not int or not 1 <= value <= most:
         raise ValueError(f"{name}: expected an integer from 1 to {most}, got {shown(value)}")
-
-
-def _bisenet(name: str, backbone: str, num_paths: int = 1) -> ModelConfig:
-    head_channels = 256 if num_paths == 1 else 64
-    return ModelConfig(
-        name, backbone, "bilateral", num_paths, head_channels=head_channels, value_channels=128
-    )
 
 
 MODELS = {
@@ -118,11 +111,15 @@ MODELS = {
         ModelConfig("pspnet-18", "resnet-18", "pyramid", num_paths=1, head_channels=128),
         ModelConfig("pspnet-50", "resnet-50", "pyramid", num_paths=1, head_channels=512),
         ModelConfig("pspnet-101", "resnet-101", "pyramid", num_paths=1, head_channels=512),
-        _bisenet("td4-bise18", "resnet-18", num_paths=4),
-        _bisenet("td2-bise34", "resnet-34", num_paths=2),
-        _bisenet("bisenet-18", "resnet-18"),
-        _bisenet("bisenet-34", "resnet-34"),
-        _bisenet("bisenet-101", "resnet-101"),
+        ModelConfig(
+            "td4-bise18", "resnet-18", "bilateral", 4, head_channels=64, value_channels=128
+        ),
+        ModelConfig(
+            "td2-bise34", "resnet-34", "bilateral", 2, head_channels=64, value_channels=128
+        ),
+        ModelConfig("bisenet-18", "resnet-18", "bilateral", num_paths=1, head_channels=256),
+        ModelConfig("bisenet-34", "resnet-34", "bilateral", num_paths=1, head_channels=256),
+        ModelConfig("bisenet-101", "resnet-101", "bilateral", num_paths=1, head_channels=256),
     )
 }
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tdnet.architectures import MODELS, ModelConfig
+from tdnet.architectures import MODELS, ModelConfig, check_among
 from tdnet.files import printable, shown, temporary_beside
 from tdnet.models.registry import build
 from tdnet.models.single_frame import SingleFrameModel
@@ -129,8 +129,7 @@ def from_published(state: Mapping[str, Any], name: str | None = None) -> TDNet |
     weights = _unwrapped(state)
     name = _published_model(weights) if name is None else name
     norm = weights.get("layer_norm1.ln.weight")
-    if name not in PUBLISHED_MODELS:
-        raise ValueError(f"name: expected one of {', '.join(PUBLISHED_MODELS)}, got {name!r}")
+    check_among("name", name, PUBLISHED_MODELS)
     config = MODELS[name]
     is_tdnet = config.num_paths > 1
     classes = weights.get("head1.conv5.4.bias" if is_tdnet else "head.conv5.5.bias")
@@ -138,8 +137,8 @@ def from_published(state: Mapping[str, Any], name: str | None = None) -> TDNet |
         config = replace(config, num_classes=classes.shape[0])
     if is_tdnet:
         config = replace(config, pooling_mode="subsample")
-    if is_tdnet and norm is not None and norm.dim() == 2:
-        config = replace(config, norm_size=(norm.shape[0], norm.shape[1]))
+        if norm is not None and norm.dim() == 2:
+            config = replace(config, norm_size=(norm.shape[0], norm.shape[1]))
     return _filled_model(config, weights, published_name)
 
 

@@ -93,9 +93,10 @@ class VideoSegmenter:
         pixels = _checked_frame(frame)
         height, width = pixels.shape[:2]
         _check_same_size("frame", (height, width), self._state.frame_size)
-        with _on(self._parameter().device):
-            pixels = _upload(pixels, self._parameter().device)
-            image = images_of(pixels[None], self.size).to(self._parameter().dtype)
+        parameter = self._parameter()
+        with _on(parameter.device):
+            pixels = _upload(pixels, parameter.device)
+            image = images_of(pixels[None], self.size).to(parameter.dtype)
             logits, state = self._advance(image)
             labels = upsample_argmax(logits, (height, width), align_corners=True)[0]
             state = replace(state, frame_size=(height, width))

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 
-from tdnet.architectures import MODELS, ModelConfig, PoolingMode, Size, model_names
+from tdnet.architectures import MODELS, ModelConfig, PoolingMode, Size, check_among
 from tdnet.models.single_frame import SingleFrameModel
 from tdnet.models.tdnet import TDNet
 
@@ -35,8 +35,7 @@ def build_model(
         ValueError: for an unknown name, a number of classes, a stride or a size below 1, or an
             option that the model does not have.
     """
-    if name not in MODELS:
-        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
+    check_among("name", name, MODELS)
     options = {
         "pooling_mode": pooling_mode,
         "pooling_stride": pooling_stride,

@@ -126,8 +126,9 @@ class TDNet(nn.Module):
 
     def encode(self, image: Tensor, path: int) -> EncodedFrame:
         """Encode a normalised image ``[B, 3, H, W]`` by the sub-network of ``path``."""
-        features = self._features(image, path)
-        query, value = self._path(path).encoding(features)
+        parts = self._path(path)
+        features = parts.features(image)
+        query, value = parts.encoding(features)
         return EncodedFrame(features, query, value)
 
     def store(self, frame: EncodedFrame, path: int) -> StoredFrame:
@@ -184,16 +185,12 @@ class TDNet(nn.Module):
         *past, current = clip.unbind(1)
         window = []
         for age, image in zip(range(len(past), 0, -1), past, strict=True):
-            earlier = (last - age) % self.num_paths
-            features = self._features(image, earlier)
-            window.append(self._path(earlier).encoding.encode_stored(features))
+            parts = self._path((last - age) % self.num_paths)
+            window.append(parts.encoding.encode_stored(parts.features(image)))
         frame = self.encode(current, last)
         logits = self.decode(frame, self.propagate(window, last), last)
         height, width = clip.shape[-2:]
         return resize(logits, (height, width))
-
-    def _features(self, image: Tensor, path: int) -> Tensor:
-        return self._path(path).features(image)
 
     def _path(self, path: int) -> Path:
         module = self.paths[path]

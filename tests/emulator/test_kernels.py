@@ -9,7 +9,7 @@ import pytest
 import run_samples
 import samples
 import torch
-from samples.marks import half_slow
+from samples.marks import with_half_slow
 
 from tdnet_ops import reference
 
@@ -45,7 +45,7 @@ def schedule_of(sample):
     return SCHEDULES[zlib.crc32(str(sample).encode()) % len(SCHEDULES)]
 
 
-@pytest.mark.parametrize("sample", half_slow(samples.TILE_SAMPLES, "sample_of_tiles_is_right"))
+@with_half_slow(samples.TILE_SAMPLES)
 def test_sample_of_tiles_is_right(operators, sample):
     operators.set(*schedule_of(sample))
     run_samples.check(sample)
@@ -59,7 +59,7 @@ SPLIT = samples.select(
 )
 
 
-@pytest.mark.parametrize("sample", half_slow(SPLIT, "sample_is_right_on_a_narrow_device"))
+@with_half_slow(SPLIT)
 def test_sample_is_right_on_a_narrow_device(operators, sample):
     """Where one block fills the device, keys are not split."""
     operators.set(*schedule_of(sample), multiprocessors=1)
@@ -76,9 +76,7 @@ WIDE_TILES = samples.select(
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 8])
-@pytest.mark.parametrize(
-    "sample", half_slow(WIDE_TILES, "sample_of_tiles_is_right_with_little_shared_memory")
-)
+@with_half_slow(WIDE_TILES)
 def test_sample_of_tiles_is_right_with_little_shared_memory(operators, sample, multiprocessors):
     operators.set(
         *schedule_of(sample),
@@ -152,7 +150,7 @@ WHOLE = samples.select(
 )
 
 
-@pytest.mark.parametrize("sample", half_slow(WHOLE, "results_do_not_depend_on_the_schedule"))
+@with_half_slow(WHOLE)
 def test_results_do_not_depend_on_the_schedule(operators, sample):
     """To the last bit: the kernels leave no choice to the order of threads, blocks and copies."""
     call = getattr(torch.ops.tdnet_emulator, sample.operator)
@@ -184,7 +182,7 @@ TF32 = samples.select(
 )
 
 
-@pytest.mark.parametrize("sample", half_slow(TF32, "sample_is_right_in_tf32"))
+@with_half_slow(TF32)
 def test_sample_is_right_in_tf32(operators, sample):
     operators.set(*schedule_of(sample))
     run_samples.check_tf32(sample)

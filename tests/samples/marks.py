@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from samples.layouts import LAYOUTS, SPACED_LAYOUTS
+import samples
 from samples.sample import Sample
 
-_LAYOUTS = LAYOUTS + SPACED_LAYOUTS
-_DTYPES = ("torch.float32", "torch.float64", "torch.float16", "torch.bfloat16")
+
+def sample_param(sample: Sample, slow: bool) -> Any:
+    """A parameter of a test, by the name of the sample."""
+    return pytest.param(sample, id=str(sample), marks=[pytest.mark.slow] if slow else [])
 
 
-def half_slow(found: Sequence[Sample], test: str) -> list[Any]:
-    """Of each size, every dtype in every other layout for every day; the rest is slow.
+def with_half_slow(found: Sequence[Sample]) -> Callable[[Callable[..., None]], Any]:
+    """The decorator of a test with samples: of each size, every dtype in every other layout runs
+    every day, the rest is slow.
 
     Layouts change addresses, dtypes change arithmetic. Which half it is depends on the name of the
     test too: several tests of the same samples share out the pairs.
     """
-    return [
-        pytest.param(
-            sample, id=str(sample), marks=[pytest.mark.slow] if _is_odd(sample, test) else []
-        )
-        for sample in found
-    ]
+
+    def decorate(test: Callable[..., None]) -> Any:
+        marked = [sample_param(sample, _is_odd(sample, test.__name__)) for sample in found]
+        return pytest.mark.parametrize("sample", marked)(test)
+
+    return decorate
 
 
 def _is_odd(sample: Sample, test: str) -> bool:
     start = zlib.crc32(f"{test} {sample.operator} {sample.name}".encode())
-    place = _LAYOUTS.index(sample.layout) + _DTYPES.index(str(sample.dtype))
+    layouts = samples.LAYOUTS + samples.SPACED_LAYOUTS
+    place = layouts.index(sample.layout) + samples.DTYPES.index(sample.dtype)
     return (start + place) % 2 == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import samples
 import torch
+from samples.marks import sample_param
 
 shared = samples.load(Path(__file__).resolve().parents[2] / "tdnet_ops" / "test_gradients.py")
 
@@ -26,7 +27,7 @@ def marked(sample):
     """
     slow = sample.operator != "attention_propagate" and sample.dtype != torch.float32
     slow = slow or sample.name in LONG
-    return pytest.param(sample, id=str(sample), marks=[pytest.mark.slow] if slow else [])
+    return sample_param(sample, slow)
 
 
 @pytest.mark.parametrize("sample", [marked(sample) for sample in FEW])

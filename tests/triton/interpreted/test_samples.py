@@ -3,6 +3,7 @@
 import pytest
 import samples
 import torch
+from samples.marks import sample_param
 
 import tdnet_ops
 
@@ -19,7 +20,7 @@ def marked(sample):
     """
     slow = sample.dtype != torch.float32 and sample.layout != "channels_last"
     slow = slow or sample.name in LONG
-    return pytest.param(sample, id=str(sample), marks=[pytest.mark.slow] if slow else [])
+    return sample_param(sample, slow)
 
 
 @pytest.mark.parametrize("sample", [marked(sample) for sample in samples.SAMPLES])
