@@ -261,6 +261,35 @@ inline MapShape check_attention_propagate(const Tensor& q, const Tensor& k, cons
   return check_projection("q", q, v.size(1), q.size(2), q.size(3), residual, weight, bias);
 }
 
+// Returns the shape of the forward pass's result, which `grad` has.
+inline MapShape check_attention_propagate_backward(const Tensor& grad,
+                                                   const std::optional<Tensor>& grad_log_sum_exp,
+                                                   const Tensor& q, const Tensor& k,
+                                                   const Tensor& v,
+                                                   const std::optional<Tensor>& weight,
+                                                   const Tensor& log_sum_exp, int64_t heads) {
+  const MapShape shape = check_attention_propagate(q, k, v, {}, weight, {}, heads);
+  check(!weight || heads == 1, "weight: expected none with several heads, which it would mix");
+  const auto check_like = [](const std::string& name, const Tensor& x, const MapShape& expected,
+                             const std::string& source) {
+    check_tensor(name, x, 4);
+    for (int64_t dim = 0; dim < 4; ++dim) check_size(name, x, dim, expected[dim], source);
+  };
+  const MapShape rows{shape[0], heads, shape[2], shape[3]};
+  check_like("grad", grad, shape, "the result");
+  check_matches("grad", grad, "q", q);
+  check_like("log_sum_exp", log_sum_exp, rows, "batch, heads and pixels of q");
+  const ScalarType wide =
+      q.scalar_type() == ScalarType::Double ? q.scalar_type() : ScalarType::Float;
+  check(log_sum_exp.scalar_type() == wide, "log_sum_exp: expected ", dtype_name(wide), ", got ",
+        dtype_name(log_sum_exp.scalar_type()));
+  if (grad_log_sum_exp) {
+    check_like("grad_log_sum_exp", *grad_log_sum_exp, rows, "batch, heads and pixels of q");
+    check_matches("grad_log_sum_exp", *grad_log_sum_exp, "log_sum_exp", log_sum_exp);
+  }
+  return shape;
+}
+
 inline MapShape check_block_sum_reduce(const std::vector<Tensor>& blocks,
                                        const std::vector<Tensor>& weights,
                                        const std::optional<Tensor>& bias, int64_t padding,

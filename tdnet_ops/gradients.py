@@ -91,8 +91,15 @@ def unfold(grad_values: Tensor, v: Tensor, weight: Tensor | None) -> tuple[Tenso
     """From the gradient of the folded values to those of v and weight."""
     if weight is None:
         return as_map(grad_values, v), None
-    grad_weight = (grad_values.transpose(1, 2) @ tokens(wide(v))).sum(0)
+    # One product: the sum of one a map costs as much again.
+    grad_weight = grad_values.flatten(0, 1).mT @ tokens(wide(v)).flatten(0, 1)
     return as_map(grad_values @ wide(weight), v), grad_weight.to(weight.dtype)
+
+
+def of_projection(grad: Tensor, x: Tensor, weight: Tensor, allow_tf32: bool) -> Any:
+    """Gradients of x and weight [C_out, C] of a bare 1x1 convolution."""
+    with products_in(x, allow_tf32):
+        return unfold(tokens(wide(grad)), x, weight)
 
 
 def of_softmax(weights: Tensor, grad_weights: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ namespace {
 // One kernel position of one block: a slice of the depth of the implicit matrix product.
 struct Tap {
   const Tensor* x;
-  const float* weights;  // strips [channels, rows], `strip_stride` apart
-  int64_t strip_stride;
+  const float* weights;  // strips [channels, rows]
   int64_t dy, dx;
 };
 
@@ -20,15 +19,14 @@ struct Tap {
 void pack_weight(const Tensor& weight, const TileLoops& loops, float* out) {
   const int64_t out_channels = weight.size(0), channels = weight.size(1), kernel = weight.size(2);
   const int64_t strips = divide_up(out_channels, loops.rows);
-  for_each_tile(kernel * kernel, [&](const auto& take) {
-    for (int64_t tap = take(); tap >= 0; tap = take()) {
+  for_each_tile(kernel * kernel * strips, [&](const auto& take) {
+    for (int64_t t = take(); t >= 0; t = take()) {
+      const int64_t tap = t / strips;
       const Tokens source{weight.const_data_ptr<float>() + (tap / kernel) * weight.stride(2) +
                               (tap % kernel) * weight.stride(3),
-                          0, weight.stride(0), weight.stride(1)};
-      for (int64_t strip = 0; strip < strips; ++strip) {
-        pack_channels(source, 0, 0, channels, strip * loops.rows, out_channels, loops.rows,
-                      out + (tap * strips + strip) * channels * loops.rows);
-      }
+                          0, weight.stride(1), weight.stride(0)};
+      pack_tokens(source, 0, t % strips * loops.rows, out_channels, channels, loops.rows, 1.0f,
+                  out + t * channels * loops.rows);
     }
   });
 }
@@ -84,6 +82,34 @@ void pack_pixels(const PixelRun& run, int64_t channel_stride, int64_t first_chan
   }
 }
 
+constexpr int64_t kMostPanels = 4;
+
+// Adds what one tap gives a tile to its sums, or begins them with it. `panels` are memory.
+void add_tap(const Tap& tap, const Tile& tile, int64_t out_channels, int64_t out_width,
+             float* panels, bool adds, float* sums) {
+  const int64_t rows = tile_loops().rows, lanes = tile_loops().lanes, depth = tile_loops().depth;
+  const int64_t strips = divide_up(out_channels, rows), channels = tap.x->size(1);
+  PixelRun runs[kMostPanels];
+  for (int64_t p = 0; p < tile.panels; ++p) {
+    runs[p] = locate(*tap.x, tile.b, tile.token(p), tile.first + tile.count, out_width, tap.dy,
+                     tap.dx, tile.loops(p).lanes);
+  }
+  for (int64_t c = 0; c < channels; c += depth) {
+    const int64_t count = std::min(depth, channels - c);
+    for (int64_t p = 0; p < tile.panels; ++p) {
+      pack_pixels(runs[p], tap.x->stride(1), c, count, tile.loops(p), panels + p * depth * lanes);
+    }
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const float* weights = tap.weights + (strip * channels + c) * rows;
+      for (int64_t p = 0; p < tile.panels; ++p) {
+        const auto product = adds || c > 0 ? tile.loops(p).product_add : tile.loops(p).product;
+        product(count, weights, panels + p * depth * lanes,
+                sums + (p * strips + strip) * rows * lanes);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 Tensor convolve_blocks(const Tensor& like, const std::array<int64_t, 4>& shape,
@@ -102,43 +128,33 @@ Tensor convolve_blocks(const Tensor& like, const std::array<int64_t, 4>& shape,
   float* next = packed.get();
   for (size_t i = 0; i < blocks.size(); ++i) {
     pack_weight(weights[i], loops, next);
-    const int64_t strip_stride = blocks[i].size(1) * loops.rows;
     for (int64_t tap = 0; tap < kernel * kernel; ++tap) {
-      taps.push_back({&blocks[i], next, strip_stride,
-                      tap / kernel * options.dilation - options.padding,
+      taps.push_back({&blocks[i], next, tap / kernel * options.dilation - options.padding,
                       tap % kernel * options.dilation - options.padding});
-      next += strips * strip_stride;
+      next += strips * blocks[i].size(1) * loops.rows;
     }
   }
 
   const Tensor out = empty_float_map(like, shape);
   const Output output(out, bias, residual, options.relu);
-  const int64_t tiles = divide_up(pixels, loops.lanes);
+  // Panels that share one pass over the weights, of tiles enough for every thread.
+  const int64_t tile_panels = std::clamp<int64_t>(
+      batch * pixels / (4 * loops.lanes * torch::stable::get_num_threads()), 1, kMostPanels);
+  const int64_t tile_pixels = tile_panels * loops.lanes;
+  const int64_t tiles = divide_up(pixels, tile_pixels);
   const int64_t panel_size = int64_t{loops.depth} * loops.lanes;
-  const Workspace workspace{panel_size + strips * loops.rows * loops.lanes, "sums of channels"};
-  for_each_tile(batch * tiles, workspace, [&](const auto& take, float* panel) {
-    float* sums = panel + panel_size;
+  const int64_t sums_size = strips * loops.rows * loops.lanes;
+  const Workspace workspace{tile_panels * (panel_size + sums_size), "sums of channels"};
+  for_each_tile(batch * tiles, workspace, [&](const auto& take, float* panels) {
+    float* sums = panels + tile_panels * panel_size;
     for (int64_t t = take(); t >= 0; t = take()) {
-      const int64_t b = t / tiles, first = t % tiles * loops.lanes;
+      const Tile tile(t / tiles, t % tiles * tile_pixels, pixels, tile_panels);
       bool started = false;
       for (const Tap& tap : taps) {
-        const PixelRun run = locate(*tap.x, b, first, pixels, width, tap.dy, tap.dx, loops.lanes);
-        const int64_t channels = tap.x->size(1);
-        for (int64_t c = 0; c < channels; c += loops.depth) {
-          const int64_t count = std::min<int64_t>(loops.depth, channels - c);
-          pack_pixels(run, tap.x->stride(1), c, count, loops, panel);
-          const auto product = started ? loops.product_add : loops.product;
-          started = true;
-          for (int64_t strip = 0; strip < strips; ++strip) {
-            product(count, tap.weights + strip * tap.strip_stride + c * loops.rows, panel,
-                    sums + strip * loops.rows * loops.lanes);
-          }
-        }
+        add_tap(tap, tile, out_channels, width, panels, started, sums);
+        started = true;
       }
-      for (int64_t strip = 0; strip < strips; ++strip) {
-        loops.finish_block(sums + strip * loops.rows * loops.lanes,
-                           output.epilogue(b, strip * loops.rows, first));
-      }
+      finish_tile(output, out_channels, tile, sums);
     }
   });
   return out;

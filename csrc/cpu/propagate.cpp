@@ -16,112 +16,87 @@ int64_t panels_in_tile(int64_t keys, const TileLoops& loops) {
   return std::clamp<int64_t>(kLogits / (keys * loops.lanes), 1, 4);
 }
 
-// The values of some batches as strips: for every block of `depth` keys, for every strip of
-// channels, [keys of the block, rows].
-void pack_values(const Propagation& problem, int64_t first_batch, int64_t count, float* out) {
+// Turns the logits of one panel of queries into weights.
+void softmax(const Propagation& problem, const Tile& tile, int64_t p, float* panel) {
+  const TileLoops& loops = tile.loops(p);
+  const int64_t keys = problem.values.keys;
+  if (!problem.log_sum_exp) return loops.softmax_panel(panel, keys, nullptr);
+  float log_sum_exp[kMostLanes];
+  loops.softmax_panel(panel, keys, log_sum_exp);
+  std::copy_n(log_sum_exp, tile.lanes(p),
+              problem.log_sum_exp + tile.b * problem.queries + tile.token(p));
+}
+
+}  // namespace
+
+void pack_values(const Values& values, int64_t first_batch, int64_t count, float* out) {
   const TileLoops& loops = tile_loops();
-  const int64_t strips = divide_up(problem.channels, loops.rows);
-  const int64_t blocks = divide_up(problem.keys, loops.depth);
+  const int64_t strips = divide_up(values.channels, loops.rows);
+  const int64_t blocks = divide_up(values.keys, loops.depth);
   for_each_tile(count * blocks, [&](const auto& take) {
     for (int64_t t = take(); t >= 0; t = take()) {
       const int64_t b = t / blocks, first = t % blocks * loops.depth;
-      const int64_t keys = std::min<int64_t>(loops.depth, problem.keys - first);
-      float* to = out + (b * problem.keys + first) * strips * loops.rows;
+      const int64_t keys = std::min<int64_t>(loops.depth, values.keys - first);
+      float* to = out + (b * values.keys + first) * strips * loops.rows;
       for (int64_t strip = 0; strip < strips; ++strip) {
-        pack_channels(problem.values, first_batch + b, first, keys, strip * loops.rows,
-                      problem.channels, loops.rows, to + strip * keys * loops.rows);
+        pack_channels(values.tokens, first_batch + b, first, keys, strip * loops.rows,
+                      values.channels, loops.rows, to + strip * keys * loops.rows);
       }
     }
   });
 }
 
-// Turns the logits of one panel of queries into weights.
-void softmax(const Propagation& problem, const TileLoops& loops, int64_t b, int64_t first,
-             float* panel) {
-  if (!problem.log_sum_exp) return loops.softmax_panel(panel, problem.keys, nullptr);
-  float log_sum_exp[kMostLanes];
-  loops.softmax_panel(panel, problem.keys, log_sum_exp);
-  const int64_t lanes = std::min<int64_t>(loops.lanes, problem.queries - first);
-  std::copy_n(log_sum_exp, lanes, problem.log_sum_exp + b * problem.queries + first);
-}
-
-// Some panels of queries, the last one as narrow as what is left of them.
-struct Tile {
-  int64_t b, first, panels;
-  const TileLoops* last;
-
-  const TileLoops& loops(int64_t panel) const { return panel == panels - 1 ? *last : tile_loops(); }
-  int64_t query(int64_t panel) const { return first + panel * tile_loops().lanes; }
-};
-
-// sums += values^T weights for one tile of query panels.
-void add_values(const Propagation& problem, const Tile& tile, const float* values,
-                int64_t first_key, int64_t panel_size, const float* weights, float* sums) {
+void multiply_values(const Values& values, const Tile& tile, const float* packed,
+                     int64_t panel_size, const float* weights, float* sums) {
   const int64_t rows = tile_loops().rows, most_lanes = tile_loops().lanes;
-  const int64_t strips = divide_up(problem.channels, rows);
-  const int64_t count = std::min<int64_t>(tile_loops().depth, problem.keys - first_key);
-  for (int64_t p = 0; p < tile.panels; ++p) {
-    const TileLoops& loops = tile.loops(p);
-    const auto product = first_key == 0 ? loops.product : loops.product_add;
-    const float* panel = weights + p * panel_size + first_key * loops.lanes;
-    for (int64_t strip = 0; strip < strips; ++strip) {
-      product(count, values + (first_key * strips + strip * count) * rows, panel,
-              sums + (p * strips + strip) * rows * most_lanes);
+  const int64_t depth = tile_loops().depth, strips = divide_up(values.channels, rows);
+  for (int64_t key = 0; key < values.keys; key += depth) {
+    const int64_t count = std::min(depth, values.keys - key);
+    for (int64_t p = 0; p < tile.panels; ++p) {
+      const TileLoops& loops = tile.loops(p);
+      const auto product = key == 0 ? loops.product : loops.product_add;
+      const float* panel = weights + p * panel_size + key * loops.lanes;
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        product(count, packed + (key * strips + strip * count) * rows, panel,
+                sums + (p * strips + strip) * rows * most_lanes);
+      }
     }
   }
 }
-
-void finish_tile(const Propagation& problem, const Tile& tile, float* sums) {
-  const int64_t rows = tile_loops().rows, most_lanes = tile_loops().lanes;
-  const int64_t strips = divide_up(problem.channels, rows);
-  for (int64_t p = 0; p < tile.panels; ++p) {
-    const auto finish_block = tile.loops(p).finish_block;
-    const int64_t query = tile.query(p);
-    for (int64_t strip = 0; strip < strips; ++strip) {
-      finish_block(sums + (p * strips + strip) * rows * most_lanes,
-                   problem.output.epilogue(tile.b, strip * rows, query));
-    }
-  }
-}
-
-}  // namespace
 
 void propagate(const Propagation& problem, const Logits& logits) {
   const TileLoops& loops = tile_loops();
-  const int64_t strips = divide_up(problem.channels, loops.rows);
-  const int64_t panel_size = round_up(problem.keys, loops.rows) * loops.lanes;
-  const int64_t tile_panels = panels_in_tile(problem.keys, loops);
+  const Values& values = problem.values;
+  const int64_t strips = divide_up(values.channels, loops.rows);
+  const int64_t panel_size = round_up(values.keys, loops.rows) * loops.lanes;
+  const int64_t tile_panels = panels_in_tile(values.keys, loops);
   const int64_t tile_queries = tile_panels * loops.lanes;
   const int64_t panels_size = tile_panels * panel_size;
   const int64_t sums_size = tile_panels * strips * loops.rows * loops.lanes;
   const Workspace workspace{panels_size + sums_size + logits.workspace, "logits of the threads"};
-  const int64_t values_size = strips * loops.rows * problem.keys;
+  const int64_t values_size = strips * loops.rows * values.keys;
   const int64_t tiles = divide_up(problem.queries, tile_queries);
   // As many batches at once as keep what is packed in the cache.
   constexpr int64_t kPacked = 128 * 1024;
   const int64_t group = std::max<int64_t>(1, std::min(kPacked / values_size, problem.batch));
-  const Buffer values(group * values_size, "packed values");
+  const Buffer packed(group * values_size, "packed values");
   for (int64_t first_batch = 0; first_batch < problem.batch; first_batch += group) {
     const int64_t count = std::min(group, problem.batch - first_batch);
     if (logits.prepare) logits.prepare(first_batch, count);
-    pack_values(problem, first_batch, count, values.get());
+    pack_values(values, first_batch, count, packed.get());
     for_each_tile(count * tiles, workspace, [&](const auto& take, float* weights) {
       float* sums = weights + panels_size;
       for (int64_t t = take(); t >= 0; t = take()) {
-        const int64_t b = first_batch + t / tiles, first = t % tiles * tile_queries;
-        const int64_t left = problem.queries - first;
-        const int64_t panels = std::min(tile_panels, divide_up(left, loops.lanes));
-        const Tile tile{b, first, panels, &tile_loops(left - (panels - 1) * loops.lanes)};
-        for (int64_t p = 0; p < panels; ++p) {
+        const Tile tile(first_batch + t / tiles, t % tiles * tile_queries, problem.queries,
+                        tile_panels);
+        for (int64_t p = 0; p < tile.panels; ++p) {
           float* panel = weights + p * panel_size;
-          logits.fill(tile.loops(p), b, tile.query(p), sums + sums_size, panel);
-          softmax(problem, tile.loops(p), b, tile.query(p), panel);
+          logits.fill(tile.loops(p), tile.b, tile.token(p), sums + sums_size, panel);
+          softmax(problem, tile, p, panel);
         }
-        const float* packed = values.get() + t / tiles * values_size;
-        for (int64_t key = 0; key < problem.keys; key += loops.depth) {
-          add_values(problem, tile, packed, key, panel_size, weights, sums);
-        }
-        finish_tile(problem, tile, sums);
+        multiply_values(values, tile, packed.get() + t / tiles * values_size, panel_size, weights,
+                        sums);
+        finish_tile(problem.output, values.channels, tile, sums);
       }
     });
   }
@@ -160,9 +135,7 @@ Tensor propagate_projected(const Tensor& like, const std::array<int64_t, 4>& sha
   const Tensor out = empty_float_map(like, shape);
   propagate({.batch = batch * heads,
              .queries = queries,
-             .keys = keys,
-             .channels = channels / heads,
-             .values = value_tokens,
+             .values = {value_tokens, channels / heads, keys},
              .output = Output(out, projection.bias, projection.residual, false, heads),
              .log_sum_exp = log_sum_exp},
             logits);

@@ -1,5 +1,6 @@
 // softmax(logits) values + bias + residual, tile by tile: the core of attention_propagate and
 // softmax_propagate. The logits of a tile live in the second-level cache and nowhere else.
+// Its product of values and weights is the backward pass's of keys and gradients of logits too.
 
 #pragma once
 
@@ -11,11 +12,16 @@
 
 namespace tdnet::cpu {
 
+struct Values {
+  Tokens tokens;  // [batch, channels, keys]
+  int64_t channels, keys;
+};
+
 struct Propagation {
-  int64_t batch, queries, keys, channels;  // every head counts as a batch
-  Tokens values;                           // [batch, channels, keys]
-  Output output;                           // [batch, channels, queries]
-  float* log_sum_exp;                      // of the logits, [batch, queries], or null
+  int64_t batch, queries;  // every head counts as a batch
+  Values values;
+  Output output;       // [batch, channels, queries]
+  float* log_sum_exp;  // of the logits, [batch, queries], or null
 };
 
 struct Logits {
@@ -28,6 +34,15 @@ struct Logits {
   // Called before those of the batches first_batch .. first_batch+count-1, if it is given.
   std::function<void(int64_t first_batch, int64_t count)> prepare = {};
 };
+
+// The values of some batches as strips: for every block of `depth` keys, for every strip of
+// channels, [keys of the block, rows]. Of a batch, round_up(channels, rows) * keys floats.
+void pack_values(const Values& values, int64_t first_batch, int64_t count, float* out);
+
+// sums [panels][strips of channels][rows, lanes] = values^T weights for one tile. `packed` are the
+// values of its batch; panels of weights are `panel_size` floats apart.
+void multiply_values(const Values& values, const Tile& tile, const float* packed,
+                     int64_t panel_size, const float* weights, float* sums);
 
 void propagate(const Propagation& problem, const Logits& logits);
 

@@ -58,6 +58,19 @@ Epilogue Output::epilogue(int64_t b, int64_t channel, int64_t token) const {
           .relu = relu_};
 }
 
+void finish_tile(const Output& output, int64_t channels, const Tile& tile, float* sums) {
+  const int64_t rows = tile_loops().rows, most_lanes = tile_loops().lanes;
+  const int64_t strips = divide_up(channels, rows);
+  for (int64_t p = 0; p < tile.panels; ++p) {
+    const auto finish_block = tile.loops(p).finish_block;
+    const int64_t token = tile.token(p);
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      finish_block(sums + (p * strips + strip) * rows * most_lanes,
+                   output.epilogue(tile.b, strip * rows, token));
+    }
+  }
+}
+
 void pack_tokens(const Tokens& source, int64_t b, int64_t first, int64_t end, int64_t channels,
                  int width, float factor, float* out) {
   const int64_t valid = std::min<int64_t>(width, end - first);

@@ -40,6 +40,8 @@ struct TileLoops {
   void (*product)(int64_t depth, const float* strip, const float* panel, float* block);
   void (*product_add)(int64_t depth, const float* strip, const float* panel, float* block);
   void (*softmax_panel)(float* logits, int64_t keys, float* log_sum_exp);
+  void (*softmax_gradient_panel)(float* logits, float* grads, int64_t keys,
+                                 const float* log_sum_exp, const float* shift, float scale);
   void (*pack_rows)(const float* const* rows, int64_t first, int64_t count, float factor,
                     float* out);
   void (*pack_strip)(const float* const* rows, int64_t count, float factor, float* out);
@@ -102,6 +104,27 @@ class Output {
   std::optional<Tokens> residual_tokens_;
   bool relu_;
 };
+
+// Some panels of tokens, the last one as narrow as what is left of them.
+struct Tile {
+  int64_t b, first, count, panels;  // tokens first .. first+count-1 of batch b
+  const TileLoops* last;
+
+  Tile(int64_t b, int64_t first, int64_t tokens, int64_t most_panels)
+      : b(b), first(first), count(std::min(tokens - first, most_panels * tile_loops().lanes)) {
+    panels = divide_up(count, int64_t{tile_loops().lanes});
+    last = &tile_loops(count - (panels - 1) * tile_loops().lanes);
+  }
+  const TileLoops& loops(int64_t panel) const { return panel == panels - 1 ? *last : tile_loops(); }
+  int64_t token(int64_t panel) const { return first + panel * tile_loops().lanes; }
+  // Of a panel that hold a token.
+  int64_t lanes(int64_t panel) const {
+    return std::min<int64_t>(loops(panel).lanes, first + count - token(panel));
+  }
+};
+
+// Stores a tile's sums [panels][strips of channels][rows, lanes].
+void finish_tile(const Output& output, int64_t channels, const Tile& tile, float* sums);
 
 // out[c * width + i] = source(first + i, c) * factor, zero from token `end` on: `width` tokens side
 // by side.

@@ -133,6 +133,35 @@ void softmax_panel(float* logits, int64_t keys, float* log_sum_exp) {
   }
 }
 
+// Turns one panel of logits into weights exp(logits - log_sum_exp), and the gradients of the
+// weights [keys, kLanes<kVectors>] into those of what was scaled to the logits: scale weights
+// (grads - sum over keys of weights grads + shift). `log_sum_exp` and `shift` are
+// [kLanes<kVectors>].
+template <int kVectors>
+void softmax_gradient_panel(float* logits, float* grads, int64_t keys, const float* log_sum_exp,
+                            const float* shift, float scale) {
+  Vector* weights = reinterpret_cast<Vector*>(logits);
+  Vector* gradients = reinterpret_cast<Vector*>(grads);
+  Vector rows[kVectors], sum[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    rows[v] = *reinterpret_cast<const LooseVector*>(log_sum_exp + v * kWidth);
+    sum[v] = -*reinterpret_cast<const LooseVector*>(shift + v * kWidth);
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    for (int v = 0; v < kVectors; ++v) {
+      Vector& weight = weights[j * kVectors + v];
+      weight = scaled_exponential(weight - rows[v]) * 0x1p-64f;
+      sum[v] += weight * gradients[j * kVectors + v];
+    }
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    for (int v = 0; v < kVectors; ++v) {
+      Vector& gradient = gradients[j * kVectors + v];
+      gradient = weights[j * kVectors + v] * (gradient - sum[v]) * scale;
+    }
+  }
+}
+
 // Stores a finished block whose tokens are adjacent in memory, a row at a time.
 template <int kVectors>
 static inline void store_rows(const float* block, const Epilogue& to, float floor) {
@@ -342,6 +371,7 @@ TileLoops loops_of() {
           .product = &product<kVectors, false>,
           .product_add = &product<kVectors, true>,
           .softmax_panel = &softmax_panel<kVectors>,
+          .softmax_gradient_panel = &softmax_gradient_panel<kVectors>,
           .pack_rows = &pack_rows<kVectors>,
           .pack_strip = &pack_strip,
           .copy_strip = &copy_strip,

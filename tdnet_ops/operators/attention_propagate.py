@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdnet_ops import checks, gradients
+from tdnet_ops import checks, folding, gradients
 from tdnet_ops.layouts import empty_map
 from tdnet_ops.operators.operator import Operator, call
 
@@ -128,6 +128,12 @@ def _save(ctx: Any, a: Any, outputs: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(a.q, a.k, a.v, a.weight, a.bias, *outputs[1:])
 
 
+def _folds(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, heads: int) -> bool:
+    """As the forward pass: whether phi is part of the values."""
+    queries, keys = q.shape[2] * q.shape[3], k.shape[2] * k.shape[3]
+    return heads == 1 and folding.is_cheaper(queries, keys, v.shape[1], weight.shape[0])
+
+
 def _gradient(
     ops: Any, ctx: Any, grad: Tensor | None, grad_log_sum_exp: Tensor | None
 ) -> dict[str, Any]:
@@ -137,13 +143,13 @@ def _gradient(
         channels = v.shape[1] if weight is None else weight.shape[0]
         grad = q.new_zeros(()).expand(q.shape[0], channels, *q.shape[2:])
     grad_attended, folded, grad_weight = grad, weight, None
-    if weight is not None and heads > 1:
+    if weight is not None and not _folds(q, k, v, weight, heads):
         maps = (q, k, v, None, None, None)
         attended = ops("attention_propagate", *maps, scale, heads, allow_tf32=ctx.allow_tf32)
-        grad_attended, grad_weight = gradients.of_convolution(
-            grad, attended, weight[:, :, None, None], 0, 1, ctx.allow_tf32
+        grad_attended, grad_weight = gradients.of_projection(
+            grad, attended, weight, ctx.allow_tf32
         )
-        folded, grad_weight = None, grad_weight[:, :, 0, 0]
+        folded = None
     grad_q, grad_k, grad_v, grad_folded = ops(
         "attention_propagate_backward",
         *(grad_attended, grad_log_sum_exp, q, k, v, folded, log_sum_exp, scale, heads),

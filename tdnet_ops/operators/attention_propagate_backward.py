@@ -9,19 +9,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdnet_ops import gradients
+from tdnet_ops import checks, gradients
 from tdnet_ops.layouts import empty_map
+from tdnet_ops.operators.attention_propagate import check_attention_propagate
 from tdnet_ops.operators.operator import Operator
 
 # Logits computed at once: 4 MB of float32, near the cache, and long enough for the products.
 _CHUNK_LOGITS = 1 << 20
 
 
-def _check_nothing(q: Tensor) -> None:
-    """Autograd alone calls it."""
+def check_attention_propagate_backward(
+    grad: Tensor,
+    grad_log_sum_exp: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    heads: int,
+) -> list[int]:
+    """Returns the shape of the forward pass's result, which `grad` has."""
+    shape = check_attention_propagate(q, k, v, None, weight, None, heads)
+    if weight is not None and heads > 1:
+        raise ValueError("weight: expected none with several heads, which it would mix")
+
+    def check_like(name: str, x: Tensor, expected: list[int], source: str) -> None:
+        checks.check_tensor(name, x, 4)
+        for dim in range(4):
+            checks.check_size(name, x, dim, expected[dim], source)
+
+    rows = [shape[0], heads, *shape[2:]]
+    check_like("grad", grad, shape, "the result")
+    checks.check_matches("grad", grad, "q", q)
+    check_like("log_sum_exp", log_sum_exp, rows, "batch, heads and pixels of q")
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if log_sum_exp.dtype != wide:
+        raise TypeError(f"log_sum_exp: expected {wide}, got {log_sum_exp.dtype}")
+    if grad_log_sum_exp is not None:
+        check_like("grad_log_sum_exp", grad_log_sum_exp, rows, "batch, heads and pixels of q")
+        checks.check_matches("grad_log_sum_exp", grad_log_sum_exp, "log_sum_exp", log_sum_exp)
+    return shape
 
 
-def _empty(a: Any, _: None) -> tuple[Tensor, ...]:
+def _empty(a: Any, _: list[int]) -> tuple[Tensor, ...]:
     grad_weight = a.q.new_empty(0) if a.weight is None else a.weight.new_empty(a.weight.shape)
     return *(empty_map(x, x.shape) for x in (a.q, a.k, a.v)), grad_weight
 
@@ -94,7 +124,7 @@ def _refuse(*_: Any) -> dict[str, Any]:
 OPERATORS = (
     Operator(
         "attention_propagate_backward",
-        _check_nothing,
+        check_attention_propagate_backward,
         empty=_empty,
         per_sample=(),  # the gradient of the weight is one for the whole batch
         definition=in_chunks,
