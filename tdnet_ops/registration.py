@@ -82,8 +82,9 @@ def _register(operator: Operator, name_space: str, library: torch.library.Librar
     for key in ("NestedTensorCPU", "NestedTensorCUDA"):
         library.impl(name, definition, key)  # whose checks name the argument
     qualified = f"{name_space}::{name}"
-    torch.library.register_fake(qualified, operator.result, lib=library)
     overload = getattr(getattr(torch.ops, name_space), name).default
+    fake = definitions.fake_kernel(operator, overload)
+    torch.library.register_fake(qualified, fake, lib=library)
     rule = autograd.vmap_rule(overload, operator.per_sample)
     torch.library.register_vmap(qualified, rule, lib=library)
     if operator.differentiable:

@@ -146,9 +146,7 @@ def _gradient(
     if weight is not None and not _folds(q, k, v, weight, heads):
         maps = (q, k, v, None, None, None)
         attended = ops("attention_propagate", *maps, scale, heads, allow_tf32=ctx.allow_tf32)
-        grad_attended, grad_weight = gradients.of_projection(
-            grad, attended, weight, ctx.allow_tf32
-        )
+        grad_attended, grad_weight = gradients.of_projection(grad, attended, weight, ctx.allow_tf32)
         folded = None
     grad_q, grad_k, grad_v, grad_folded = ops(
         "attention_propagate_backward",
