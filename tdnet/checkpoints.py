@@ -264,8 +264,9 @@ def _filled_model(
             model = build(config)
     except RuntimeError as error:
         raise ValueError("its sizes are larger than tensors can be") from error
-    own_names = {file_name(own, config.num_paths): own for own in model.state_dict()}
-    expected = {key: model.state_dict()[own] for key, own in own_names.items()}
+    own_weights = model.state_dict()
+    own_names = {file_name(own, config.num_paths): own for own in own_weights}
+    expected = {key: own_weights[own] for key, own in own_names.items()}
     _check_weights(weights, expected, config.name)
     model.to_empty(device="cpu")
     # Old files lack the counters of BatchNorm.
@@ -276,7 +277,8 @@ def _filled_model(
         {own_names[key]: tensor.reshape(expected[key].shape) for key, tensor in weights.items()},
         strict=False,
     )
-    _check_values({key: model.state_dict()[own] for key, own in own_names.items()})
+    filled = model.state_dict()
+    _check_values({key: filled[own] for key, own in own_names.items()})
     return model.eval()
 
 

@@ -39,8 +39,9 @@ def td2():
 def assert_same_weights(a, b):
     assert a.config == b.config
     assert a.state_dict().keys() == b.state_dict().keys()
+    others = b.state_dict()
     for name, tensor in a.state_dict().items():
-        assert torch.equal(tensor, b.state_dict()[name]), name
+        assert torch.equal(tensor, others[name]), name
 
 
 class TestNative:
