@@ -143,6 +143,7 @@ def sanitized(kind, bug, seed=1, copies="random"):
     return emulator.run_python(program, kind, bug, seed, copies, **emulator.environment(kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["address", "thread", "ucontext"])
 @pytest.mark.parametrize(("seed", "copies"), [(0, "lazy"), (1, "random")])
 def test_nothing_is_found_where_nothing_is(kind, seed, copies):
@@ -152,6 +153,7 @@ def test_nothing_is_found_where_nothing_is(kind, seed, copies):
     assert result.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "report", "file"),
     [
@@ -167,12 +169,14 @@ def test_address_sanitizer(bug, report, file):
     assert f"kernels/{file}:" in result.stderr
 
 
+@pytest.mark.slow
 def test_too_little_shared_memory():
     """The copies name it; what writes by a pointer runs into AddressSanitizer's guard."""
     result = sanitized("address", "LittleShared", 0)
     assert re.search("heap-buffer-overflow|outside of shared memory", result.stdout + result.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "file"),
     [

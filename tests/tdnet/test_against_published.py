@@ -205,7 +205,12 @@ def random_frames(count):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("td4-psp18", 9), ("td2-psp50", 5), ("pspnet-18", 1), ("pspnet-50", 1), ("pspnet-101", 1)],
+    [
+        ("td4-psp18", 9),
+        ("td2-psp50", 5),
+        ("pspnet-18", 1),
+        *(pytest.param(f"pspnet-{depth}", 1, marks=pytest.mark.slow) for depth in (50, 101)),
+    ],
 )
 @torch.inference_mode()
 def test_equals_published_dataflow(name, count):

@@ -153,6 +153,7 @@ def test_gradients_in_other_dtypes(dtype):
     assert statuses(rows) == dict.fromkeys((ours, "published", "sdpa"), "timed")
 
 
+@pytest.mark.slow
 def test_the_compiled_peer_has_gradients():
     rows = suite.run_case(TINY["attention_propagate"], BACKWARD, ["compile"], 0.0)
     assert statuses(rows) == {"cpu": "timed", "compile": "timed"}

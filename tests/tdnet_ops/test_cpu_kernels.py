@@ -39,6 +39,7 @@ def test_this_process_uses_the_widest():
 
 
 @pytest.mark.parametrize("instruction_set", SUPPORTED)
+@pytest.mark.slow
 def test_instruction_set(instruction_set):
     assert_all_right(run_python([SAMPLES], TDNET_CPU_ISA=instruction_set), instruction_set)
 
@@ -48,6 +49,7 @@ WEIGHTS = ["test_small_weights_count", "test_a_mean_of_large_values_is_finite"]
 
 
 @pytest.mark.parametrize("instruction_set", SUPPORTED[:-1])
+@pytest.mark.slow
 def test_weights_of_instruction_set(instruction_set):
     """The widest runs in test_semantics."""
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
