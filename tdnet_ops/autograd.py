@@ -102,6 +102,10 @@ def autograd_kernel(
     node.__name__ = node.__qualname__ = f"{shown_name}_backward"
 
     def differentiated(below: Any, *arguments: Any, **keywords: Any) -> Any:
+        if operator.apart is not None:
+            result = operator.apart(overload, operator.bind(arguments, keywords))
+            if result is not None:
+                return result
         # By default torch.func takes this class in its hands for a mistake.
         with enable_single_level_autograd_function():
             return Node.apply(  # type: ignore[attr-defined]

@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from tdnet_ops.layouts import layout
 
 
 def wide(x: Tensor) -> Tensor:
@@ -96,10 +99,14 @@ def unfold(grad_values: Tensor, v: Tensor, weight: Tensor | None) -> tuple[Tenso
     return as_map(grad_values @ wide(weight), v), grad_weight.to(weight.dtype)
 
 
-def of_projection(grad: Tensor, x: Tensor, weight: Tensor, allow_tf32: bool) -> Any:
-    """Gradients of x and weight [C_out, C] of a bare 1x1 convolution."""
-    with products_in(x, allow_tf32):
-        return unfold(tokens(wide(grad)), x, weight)
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A bare 1x1 convolution, weight [C_out, C], by products of torch's that differentiate it."""
+    if layout(x) == torch.channels_last:
+        return functional.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+    weights, pixels = weight.expand(x.shape[0], -1, -1), x.flatten(2)
+    if bias is None:
+        return (weights @ pixels).unflatten(2, x.shape[2:])
+    return torch.baddbmm(bias[:, None], weights, pixels).unflatten(2, x.shape[2:])
 
 
 def of_softmax(weights: Tensor, grad_weights: Tensor) -> Tensor:

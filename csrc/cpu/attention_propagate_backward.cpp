@@ -324,7 +324,10 @@ Gradients gradients_in_float(const MapShape& shape, Tensor grad,
        .grad_q = Output(grad_q, {}, {}, false, heads),
        .grad_k = Output(grad_k, {}, {}, false, heads),
        .grad_values = Output(grad_values, {}, {}, false, heads)});
-  if (!weight) return {grad_q, grad_k, grad_values, new_result(q, MapShape{}, ScalarType::Float)};
+  if (!weight) {
+    const std::array<int64_t, 1> none{0};
+    return {grad_q, grad_k, grad_values, new_result(q, none, ScalarType::Float)};
+  }
   // phi^T of the gradient of the folded values, and the gradient of phi: sums over keys.
   const std::array<int64_t, 4> size{v.size(1), shape[1], 1, 1};
   const Tensor transposed = torch::stable::reshape(torch::stable::transpose(*weight, 0, 1), size);

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tdnet_ops import checks, folding, gradients
+from tdnet_ops import checks, gradients
 from tdnet_ops.layouts import empty_map
 from tdnet_ops.operators.operator import Operator, call
 
@@ -29,7 +30,7 @@ def attention_propagate(
 
     The affinity is never stored. Each head attends with its own channels, and phi mixes heads.
     phi is folded into the values where that costs fewer operations (rows of a softmax sum to one).
-    The backward pass recomputes the affinity in chunks.
+    The backward pass computes the affinity again, a tile at a time.
 
     Tokens [B, N, C] do as maps [B, C, 1, N], without a copy: q with residual and result, or k with
     v. Keys of several frames, k and v of [B, C, T, h, w], do as [B, C, T * h, w]. A batch of 1 goes
@@ -121,6 +122,22 @@ def _empty_with_log_sum_exp(a: Any, shape: list[int]) -> tuple[Tensor, Tensor]:
     return empty_map(a.q, shape), a.q.new_empty([shape[0], a.heads, *shape[2:]], dtype=dtype)
 
 
+def _with_phi_apart(call: Callable[..., Any], a: Any) -> tuple[Tensor, Tensor] | None:
+    """Where phi would not fold into fewer channels, a product of torch's applies it to A v.
+
+    Its gradient needs A v, which is kept. Whether folding costs fewer operations depends on the
+    sizes of the maps too: to ask for them would bind a graph of dynamic sizes to the answer.
+    """
+    if a.weight is None or (a.heads == 1 and a.weight.shape[0] <= a.v.shape[1]):
+        return None
+    check_attention_propagate(a.q, a.k, a.v, a.residual, a.weight, a.bias, a.heads)
+    attended, log_sum_exp = call(
+        *(a.q, a.k, a.v, None, None, None, a.scale, a.heads), allow_tf32=a.allow_tf32
+    )
+    out = gradients.project(attended, a.weight, a.bias)
+    return out if a.residual is None else out + a.residual, log_sum_exp
+
+
 def _save(ctx: Any, a: Any, outputs: tuple[Tensor, Tensor]) -> None:
     ctx.has_residual, ctx.options = a.residual is not None, (a.scale, a.heads)
     ctx.allow_tf32 = a.allow_tf32
@@ -128,29 +145,16 @@ def _save(ctx: Any, a: Any, outputs: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(a.q, a.k, a.v, a.weight, a.bias, *outputs[1:])
 
 
-def _folds(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, heads: int) -> bool:
-    """As the forward pass: whether phi is part of the values."""
-    queries, keys = q.shape[2] * q.shape[3], k.shape[2] * k.shape[3]
-    return heads == 1 and folding.is_cheaper(queries, keys, v.shape[1], weight.shape[0])
-
-
 def _gradient(
     ops: Any, ctx: Any, grad: Tensor | None, grad_log_sum_exp: Tensor | None
 ) -> dict[str, Any]:
     q, k, v, weight, bias, log_sum_exp = ctx.saved_tensors
-    scale, heads = ctx.options
     if grad is None:
         channels = v.shape[1] if weight is None else weight.shape[0]
         grad = q.new_zeros(()).expand(q.shape[0], channels, *q.shape[2:])
-    grad_attended, folded, grad_weight = grad, weight, None
-    if weight is not None and not _folds(q, k, v, weight, heads):
-        maps = (q, k, v, None, None, None)
-        attended = ops("attention_propagate", *maps, scale, heads, allow_tf32=ctx.allow_tf32)
-        grad_attended, grad_weight = gradients.of_projection(grad, attended, weight, ctx.allow_tf32)
-        folded = None
-    grad_q, grad_k, grad_v, grad_folded = ops(
+    grad_q, grad_k, grad_v, grad_weight = ops(
         "attention_propagate_backward",
-        *(grad_attended, grad_log_sum_exp, q, k, v, folded, log_sum_exp, scale, heads),
+        *(grad, grad_log_sum_exp, q, k, v, weight, log_sum_exp, *ctx.options),
         allow_tf32=ctx.allow_tf32,
     )
     return {
@@ -158,7 +162,7 @@ def _gradient(
         "k": grad_k,
         "v": grad_v,
         "residual": grad if ctx.has_residual else None,
-        "weight": grad_weight if folded is None else grad_folded,
+        "weight": None if weight is None else grad_weight,
         "bias": gradients.of_bias(grad, bias),
     }
 
@@ -178,6 +182,7 @@ _FORWARD = Operator(
     check_attention_propagate,
     empty=_empty_with_log_sum_exp,
     per_sample=("q", "k", "v", "residual"),
+    apart=_with_phi_apart,
     save=_save,
     gradient=_gradient,
     public=False,
