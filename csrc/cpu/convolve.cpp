@@ -82,14 +82,21 @@ void pack_pixels(const PixelRun& run, int64_t channel_stride, int64_t first_chan
   }
 }
 
-constexpr int64_t kMostPanels = 4;
+// Panels of pixels that share one pass over the weights.
+constexpr int64_t kTilePanels = 4;
 
-// Adds what one tap gives a tile to its sums, or begins them with it. `panels` are memory.
-void add_tap(const Tap& tap, const Tile& tile, int64_t out_channels, int64_t out_width,
+// Some strips of output channels.
+struct Strips {
+  int64_t first, end;
+};
+
+// Adds what one tap gives a tile to its sums [strips][panels][rows, lanes], or begins them with it.
+// `panels` are memory.
+void add_tap(const Tap& tap, const Tile& tile, const Strips& strips, int64_t out_width,
              float* panels, bool adds, float* sums) {
   const int64_t rows = tile_loops().rows, lanes = tile_loops().lanes, depth = tile_loops().depth;
-  const int64_t strips = divide_up(out_channels, rows), channels = tap.x->size(1);
-  PixelRun runs[kMostPanels];
+  const int64_t channels = tap.x->size(1);
+  PixelRun runs[kTilePanels];
   for (int64_t p = 0; p < tile.panels; ++p) {
     runs[p] = locate(*tap.x, tile.b, tile.token(p), tile.first + tile.count, out_width, tap.dy,
                      tap.dx, tile.loops(p).lanes);
@@ -99,12 +106,12 @@ void add_tap(const Tap& tap, const Tile& tile, int64_t out_channels, int64_t out
     for (int64_t p = 0; p < tile.panels; ++p) {
       pack_pixels(runs[p], tap.x->stride(1), c, count, tile.loops(p), panels + p * depth * lanes);
     }
-    for (int64_t strip = 0; strip < strips; ++strip) {
+    float* sum = sums;
+    for (int64_t strip = strips.first; strip < strips.end; ++strip) {
       const float* weights = tap.weights + (strip * channels + c) * rows;
-      for (int64_t p = 0; p < tile.panels; ++p) {
+      for (int64_t p = 0; p < tile.panels; ++p, sum += rows * lanes) {
         const auto product = adds || c > 0 ? tile.loops(p).product_add : tile.loops(p).product;
-        product(count, weights, panels + p * depth * lanes,
-                sums + (p * strips + strip) * rows * lanes);
+        product(count, weights, panels + p * depth * lanes, sum);
       }
     }
   }
@@ -137,24 +144,32 @@ Tensor convolve_blocks(const Tensor& like, const std::array<int64_t, 4>& shape,
 
   const Tensor out = empty_float_map(like, shape);
   const Output output(out, bias, residual, options.relu);
-  // Panels that share one pass over the weights, of tiles enough for every thread.
-  const int64_t tile_panels = std::clamp<int64_t>(
-      batch * pixels / (4 * loops.lanes * torch::stable::get_num_threads()), 1, kMostPanels);
-  const int64_t tile_pixels = tile_panels * loops.lanes;
+  const int64_t tile_pixels = kTilePanels * loops.lanes;
   const int64_t tiles = divide_up(pixels, tile_pixels);
-  const int64_t panel_size = int64_t{loops.depth} * loops.lanes;
-  const int64_t sums_size = strips * loops.rows * loops.lanes;
-  const Workspace workspace{tile_panels * (panel_size + sums_size), "sums of channels"};
-  for_each_tile(batch * tiles, workspace, [&](const auto& take, float* panels) {
-    float* sums = panels + tile_panels * panel_size;
+  // Of few pixels the threads share out the output channels.
+  const int64_t work = 4 * torch::stable::get_num_threads();
+  const int64_t groups = std::clamp<int64_t>(work / std::max<int64_t>(1, batch * tiles), 1, strips);
+  const int64_t panels_size = kTilePanels * loops.depth * loops.lanes;
+  const int64_t sums_size = divide_up(strips, groups) * kTilePanels * loops.rows * loops.lanes;
+  const Workspace workspace{panels_size + sums_size, "sums of channels"};
+  for_each_tile(batch * tiles * groups, workspace, [&](const auto& take, float* panels) {
+    float* sums = panels + panels_size;
     for (int64_t t = take(); t >= 0; t = take()) {
-      const Tile tile(t / tiles, t % tiles * tile_pixels, pixels, tile_panels);
+      const int64_t i = t / groups, group = t % groups;
+      const Tile tile(i / tiles, i % tiles * tile_pixels, pixels, kTilePanels);
+      const Strips some{group * strips / groups, (group + 1) * strips / groups};
       bool started = false;
       for (const Tap& tap : taps) {
-        add_tap(tap, tile, out_channels, width, panels, started, sums);
+        add_tap(tap, tile, some, width, panels, started, sums);
         started = true;
       }
-      finish_tile(output, out_channels, tile, sums);
+      float* sum = sums;
+      for (int64_t strip = some.first; strip < some.end; ++strip) {
+        for (int64_t p = 0; p < tile.panels; ++p, sum += loops.rows * loops.lanes) {
+          tile.loops(p).finish_block(sum,
+                                     output.epilogue(tile.b, strip * loops.rows, tile.token(p)));
+        }
+      }
     }
   });
   return out;

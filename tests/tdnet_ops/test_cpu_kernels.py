@@ -44,16 +44,17 @@ def test_instruction_set(instruction_set):
     assert_all_right(run_python([SAMPLES], TDNET_CPU_ISA=instruction_set), instruction_set)
 
 
-SEMANTICS = Path(__file__).with_name("test_semantics.py")
+FOLDER = Path(__file__).parent
 WEIGHTS = ["test_small_weights_count", "test_a_mean_of_large_values_is_finite"]
+TESTS = [f"{FOLDER}/test_semantics.py::{test}" for test in WEIGHTS]
+BACKWARD = f"{FOLDER}/test_cpu_backward.py"
 
 
 @pytest.mark.parametrize("instruction_set", SUPPORTED[:-1])
 @pytest.mark.slow
-def test_weights_of_instruction_set(instruction_set):
-    """The widest runs in test_semantics."""
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
-    arguments += [f"{SEMANTICS}::{test}" for test in WEIGHTS]
+def test_weights_and_gradients_of_instruction_set(instruction_set):
+    """Those of the widest are tested everywhere."""
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *TESTS, BACKWARD]
     result = run_python(arguments, TDNET_CPU_ISA=instruction_set)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert " passed" in result.stdout
@@ -94,10 +95,17 @@ def test_sanitizers_find_nothing(sanitized, instruction_set):
     where = "import tdnet_ops; print(tdnet_ops.__file__)"
     found = run_python(["-c", where], **sanitized).stdout.strip()
     assert found.startswith(sanitized["PYTHONPATH"])
-    result = run_python([SAMPLES], TDNET_CPU_ISA=instruction_set, **sanitized)
-    assert "Sanitizer" not in result.stderr, result.stderr[-8000:]
-    assert "runtime error" not in result.stderr, result.stderr[-8000:]
-    assert_all_right(result, instruction_set)
+    samples = run_python([SAMPLES], TDNET_CPU_ISA=instruction_set, **sanitized)
+    # Without conftest.py, which takes this package for a wrong one.
+    gradients = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", BACKWARD]
+    gradients = run_python(gradients, TDNET_CPU_ISA=instruction_set, **sanitized)
+    for result in (samples, gradients):
+        said = result.stdout[-4000:] + result.stderr[-8000:]
+        assert "Sanitizer" not in said, said
+        assert "runtime error" not in said, said
+    assert_all_right(samples, instruction_set)
+    assert gradients.returncode == 0, gradients.stdout[-4000:]
+    assert " passed" in gradients.stdout
 
 
 # A tensor whose memory has been taken away: every kernel reads past its end.

@@ -15,7 +15,7 @@ from tdnet_ops import gradients as shared
 from tdnet_ops import reference
 
 DIFFERENTIABLE = samples.DIFFERENTIABLE
-# The other sizes add nothing to a backward pass in plain PyTorch.
+# Of the others the layouts differ alone. Sizes of tiles: test_cpu_backward.py.
 SMALL = samples.select(operators=DIFFERENTIABLE, layouts=("contiguous", "channels_last")) + [
     sample
     for sample in samples.select(operators=DIFFERENTIABLE, dtypes=(torch.float32, torch.float64))
