@@ -1,7 +1,7 @@
 """What training minimises: cross entropy with the labels, and with what a teacher says (Eq. 6).
 
-Logits are ``[B, K, H, W]``, of any float dtype; labels are ``[B, H, W]`` integers, IGNORED where
-nobody knows. Every loss is a mean over pixels, in float32 or wider.
+Logits are ``[B, K, H, W]``, of any float dtype; labels are ``[B, H, W]`` integers, IGNORE_LABEL
+where nobody knows. Every loss is a mean over pixels, in float32 or wider.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdnet.data.palette import IGNORE_LABEL
 from tdnet.models.layers import resize
-
-IGNORED = 255
 
 Weighing = Literal["student", "teacher"]
 """Whose probabilities weigh the differences of logarithms in a KL divergence."""
@@ -29,7 +28,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Logits of another size than the labels are resized to theirs (bilinear, align_corners=True).
 
     Raises:
-        ValueError: batches differ, or a label is neither a class nor IGNORED.
+        ValueError: batches differ, or a label is neither a class nor IGNORE_LABEL.
     """
     losses, labelled = _cross_entropies(logits, labels)
     return losses.sum() / labelled.sum().clamp(min=1)
@@ -65,17 +64,17 @@ def _cross_entropies(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"got {list(labels.shape)}"
         )
     labels = labels.long()
-    labelled = labels != IGNORED
+    labelled = labels != IGNORE_LABEL
     classes = logits.shape[1]
     wrong = labelled & ((labels < 0) | (labels >= classes))
     if wrong.any():
         raise ValueError(
-            f"labels: expected 0 to {classes - 1} or {IGNORED}, got {int(labels[wrong][0])}"
+            f"labels: expected 0 to {classes - 1} or {IGNORE_LABEL}, got {int(labels[wrong][0])}"
         )
     height, width = labels.shape[-2:]
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = resize(logits, (height, width))
-    losses = F.cross_entropy(_wide(logits), labels, ignore_index=IGNORED, reduction="none")
+    losses = F.cross_entropy(_wide(logits), labels, ignore_index=IGNORE_LABEL, reduction="none")
     return losses, labelled
 
 
