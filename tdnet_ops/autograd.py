@@ -9,6 +9,7 @@ the dispatcher drops tangents in silence.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def autograd_kernel(
         shown_name: of the operator in errors and profiles.
     """
     names = [a.name for a in overload._schema.arguments if not a.kwarg_only]
+    results = len(overload._schema.returns)
 
     class Node(_SingleLevelFunction):
         # torch.autograd.Function has it, its base has not: compiled autograd asks for it.
@@ -75,17 +77,21 @@ def autograd_kernel(
         ) -> Any:
             # Both modes are off in here; the lower levels of torch.func differentiate too.
             lower = torch._C._are_functorch_transforms_active()
+            bound = operator.bind(arguments, keywords)
             with (
                 torch.set_grad_enabled(lower),
                 forward_ad._set_fwd_grad_enabled(lower),
                 torch._C._AutoDispatchBelowAutograd(),
             ):
-                output = overload.redispatch(keyset, *arguments, **keywords)
-            bound = operator.bind(arguments, keywords)
+                kernel = functools.partial(overload.redispatch, keyset)
+                if operator.compute is None:
+                    output = kernel(*arguments, **keywords)
+                else:
+                    output = operator.compute(kernel, bound)
             ctx.slots = {name: len(_tensors([getattr(bound, name)])) for name in names}
             if operator.save is not None:
                 operator.save(ctx, bound, output)
-            return output
+            return output if operator.compute is None else output[:results]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -102,10 +108,6 @@ def autograd_kernel(
     node.__name__ = node.__qualname__ = f"{shown_name}_backward"
 
     def differentiated(below: Any, *arguments: Any, **keywords: Any) -> Any:
-        if operator.apart is not None:
-            result = operator.apart(overload, operator.bind(arguments, keywords))
-            if result is not None:
-                return result
         # By default torch.func takes this class in its hands for a mistake.
         with enable_single_level_autograd_function():
             return Node.apply(  # type: ignore[attr-defined]

@@ -100,8 +100,9 @@ def _lower_as_one_node(overload: torch._ops.OpOverload) -> None:
 
     Where the environment variable CI is set it refuses operators in the table of give_to_torch().
     """
-    inductor = sys.modules.get("torch._inductor.lowering")
-    if inductor is not None and overload not in inductor.lowerings:
+    inductor: Any = sys.modules.get("torch._inductor.lowering")
+    # Another thread may still be importing it.
+    if hasattr(inductor, "make_fallback") and overload not in inductor.lowerings:
         constraint = inductor.tag_to_layout_constraint(get_layout_constraint_tag(overload))
         inductor.make_fallback(overload, constraint, warn=False)
 

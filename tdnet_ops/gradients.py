@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tdnet_ops.layouts import layout
 
@@ -99,14 +98,29 @@ def unfold(grad_values: Tensor, v: Tensor, weight: Tensor | None) -> tuple[Tenso
     return as_map(grad_values @ wide(weight), v), grad_weight.to(weight.dtype)
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A bare 1x1 convolution, weight [C_out, C], by products of torch's that differentiate it."""
-    if layout(x) == torch.channels_last:
-        return functional.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-    weights, pixels = weight.expand(x.shape[0], -1, -1), x.flatten(2)
-    if bias is None:
-        return (weights @ pixels).unflatten(2, x.shape[2:])
-    return torch.baddbmm(bias[:, None], weights, pixels).unflatten(2, x.shape[2:])
+def project(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, allow_tf32: bool
+) -> Tensor:
+    """A bare 1x1 convolution, weight [C_out, C], and the residual, in the layout of x."""
+    pixels, weights = wide(x), wide(weight)
+    with products_in(x, allow_tf32):
+        if layout(x) == torch.channels_last:
+            out = (pixels.permute(0, 2, 3, 1) @ weights.mT).permute(0, 3, 1, 2)
+        else:
+            out = (weights @ pixels.flatten(2)).unflatten(2, x.shape[2:])
+    if bias is not None:
+        out = out + wide(bias)[:, None, None]
+    if residual is not None:
+        out = out + wide(residual)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
+
+
+def of_projection(
+    grad: Tensor, x: Tensor, weight: Tensor, allow_tf32: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x and weight [C_out, C] of a bare 1x1 convolution."""
+    with products_in(x, allow_tf32):
+        return unfold(tokens(wide(grad)), x, weight)
 
 
 def of_softmax(weights: Tensor, grad_weights: Tensor) -> Tensor:

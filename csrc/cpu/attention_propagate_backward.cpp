@@ -10,13 +10,12 @@
 // queries: there P and dS are transposed into panels of keys.
 //
 // The queries of a map are shared out in parts with sums of their own, which are added in order:
-// no result depends on which thread ran what.
+// no result depends on how many threads there are, or which one ran what.
 
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "../checks.h"
 #include "convolve.h"
@@ -52,12 +51,9 @@ struct Plan {
     constexpr int64_t kTileQueries = 64;
     const int64_t lanes = tile_loops().lanes, keys = problem.keys.keys;
     const int64_t key_channels = problem.keys.channels, value_channels = problem.values.channels;
-    const int64_t threads = torch::stable::get_num_threads();
     tile_panels = divide_up(kTileQueries, lanes);
     tile_queries = tile_panels * lanes;
     tiles = divide_up(problem.queries, tile_queries);
-    // The fewest that give every thread as much.
-    parts = std::min(tiles, threads / std::gcd(threads, problem.batch));
     panel_size = whole_strips(keys) * lanes;
     keys_size = whole_strips(keys) * key_channels;
     values_size = whole_strips(keys) * value_channels;
@@ -65,6 +61,11 @@ struct Plan {
     key_panels = divide_up(keys, lanes);
     key_panel_sums = (whole_strips(key_channels) + whole_strips(value_channels)) * lanes;
     part_sums = key_panels * key_panel_sums;
+    // Work for this many threads, as long as its sums take no more than the affinity and its
+    // gradient would.
+    constexpr int64_t kParts = 16;
+    const int64_t affordable = std::max<int64_t>(2, 2 * problem.queries * keys / part_sums);
+    parts = std::min({tiles, divide_up(kParts, problem.batch), affordable});
   }
 };
 
@@ -124,7 +125,7 @@ struct Scratch {
   int64_t place(const Gradient& problem, const Plan& plan, float* base) {
     int64_t used = 0;
     const auto take = [&](int64_t floats) {
-      float* const at = base + used;
+      float* const at = base ? base + used : nullptr;
       used += round_up(floats, 16);
       return at;
     };
@@ -287,22 +288,29 @@ Tensor channel_rows(const Tensor& map) {
   return torch::stable::flatten(rows, 1, 2);
 }
 
+void fill_with_zeros(const Tensor& x) { std::fill_n(x.mutable_data_ptr<float>(), x.numel(), 0.0f); }
+
 struct Gradients {
   Tensor q, k, v, weight;
 };
 
-// Of any dtype but float64, arguments checked, at least one query.
-Gradients gradients_in_float(const MapShape& shape, Tensor grad,
-                             std::optional<Tensor> grad_log_sum_exp, Tensor q, Tensor k, Tensor v,
-                             const std::optional<Tensor>& weight, const Tensor& log_sum_exp,
+// Arguments of any dtype but float64, checked.
+Gradients gradients_in_float(const MapShape& shape, const Tensor& of_result,
+                             std::optional<Tensor> grad_log_sum_exp, const Tensor& queries,
+                             const Tensor& keys, const Tensor& unfolded,
+                             const std::optional<Tensor>& phi, const Tensor& log_sum_exp,
                              std::optional<double> scale, int64_t heads) {
+  // In the layout of the argument: a float32 copy may have another.
   const auto like = [](const Tensor& x, int64_t channels) {
     return empty_float_map(x, {x.size(0), channels, x.size(2), x.size(3)});
   };
+  const Tensor grad_q = like(queries, queries.size(1)), grad_k = like(keys, keys.size(1));
+  const Tensor grad_values = like(unfolded, shape[1]);
+  Tensor q = to_float(queries), k = to_float(keys), v = to_float(unfolded);
+  Tensor grad = to_float(of_result);
+  const std::optional<Tensor> weight = to_float(phi);
   const int64_t channels = q.size(1) / heads, value_channels = shape[1] / heads;
-  const int64_t keys = k.size(2) * k.size(3);
-  const Tensor grad_q = like(q, q.size(1)), grad_k = like(k, k.size(1));
-  const Tensor grad_values = like(v, shape[1]);
+  const int64_t key_count = k.size(2) * k.size(3);
   const Tensor rows = torch::stable::contiguous(log_sum_exp);
   if (grad_log_sum_exp) grad_log_sum_exp = torch::stable::contiguous(*grad_log_sum_exp);
   Tensor values = v;
@@ -311,19 +319,25 @@ Gradients gradients_in_float(const MapShape& shape, Tensor grad,
     values = convolve_blocks(v, {v.size(0), shape[1], v.size(2), v.size(3)}, {v},
                              {torch::stable::reshape(*weight, size)}, {}, {}, {});
   }
-  differentiate(
-      {.batch = shape[0] * heads,
-       .queries = shape[2] * shape[3],
-       .keys = {tokens(k, heads), channels, keys},
-       .values = {tokens(values, heads), value_channels, keys},
-       .q = tokens(q, heads),
-       .grad = tokens(grad, heads),
-       .scale = static_cast<float>(scale_or_default(scale, channels)),
-       .log_sum_exp = rows.const_data_ptr<float>(),
-       .grad_log_sum_exp = grad_log_sum_exp ? grad_log_sum_exp->const_data_ptr<float>() : nullptr,
-       .grad_q = Output(grad_q, {}, {}, false, heads),
-       .grad_k = Output(grad_k, {}, {}, false, heads),
-       .grad_values = Output(grad_values, {}, {}, false, heads)});
+  const int64_t query_count = shape[2] * shape[3];
+  if (grad.numel() == 0) {
+    fill_with_zeros(grad_k);
+    fill_with_zeros(grad_values);
+  } else {
+    differentiate(
+        {.batch = shape[0] * heads,
+         .queries = query_count,
+         .keys = {tokens(k, heads), channels, key_count},
+         .values = {tokens(values, heads), value_channels, key_count},
+         .q = tokens(q, heads),
+         .grad = tokens(grad, heads),
+         .scale = static_cast<float>(scale_or_default(scale, channels)),
+         .log_sum_exp = rows.const_data_ptr<float>(),
+         .grad_log_sum_exp = grad_log_sum_exp ? grad_log_sum_exp->const_data_ptr<float>() : nullptr,
+         .grad_q = Output(grad_q, {}, {}, false, heads),
+         .grad_k = Output(grad_k, {}, {}, false, heads),
+         .grad_values = Output(grad_values, {}, {}, false, heads)});
+  }
   if (!weight) {
     const std::array<int64_t, 1> none{0};
     return {grad_q, grad_k, grad_values, new_result(q, none, ScalarType::Float)};
@@ -333,7 +347,7 @@ Gradients gradients_in_float(const MapShape& shape, Tensor grad,
   const Tensor transposed = torch::stable::reshape(torch::stable::transpose(*weight, 0, 1), size);
   const Tensor value_rows = torch::stable::transpose(channel_rows(v), 0, 1);
   return {grad_q, grad_k,
-          convolve_blocks(v, {v.size(0), v.size(1), v.size(2), v.size(3)}, {grad_values},
+          convolve_blocks(unfolded, {v.size(0), v.size(1), v.size(2), v.size(3)}, {grad_values},
                           {transposed}, {}, {}, {}),
           torch::stable::matmul(channel_rows(grad_values), value_rows)};
 }
@@ -344,15 +358,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_propagate_backward(
     const Tensor& log_sum_exp, std::optional<double> scale, int64_t heads, bool allow_tf32) {
   const MapShape shape = check_attention_propagate_backward(grad, grad_log_sum_exp, q, k, v, weight,
                                                             log_sum_exp, heads);
-  if (is_double(q) || shape[2] * shape[3] == 0) {
+  if (is_double(q)) {
     const auto results =
         call_operator<4>("tdnet_reference::attention_propagate_backward", grad, grad_log_sum_exp, q,
                          k, v, weight, log_sum_exp, scale, heads, allow_tf32);
     return {results[0], results[1], results[2], results[3]};
   }
   const Gradients found =
-      gradients_in_float(shape, to_float(grad), to_float(grad_log_sum_exp), to_float(q),
-                         to_float(k), to_float(v), to_float(weight), log_sum_exp, scale, heads);
+      gradients_in_float(shape, grad, grad_log_sum_exp, q, k, v, weight, log_sum_exp, scale, heads);
   return {from_float(found.q, q.scalar_type()), from_float(found.k, k.scalar_type()),
           from_float(found.v, v.scalar_type()), from_float(found.weight, q.scalar_type())};
 }

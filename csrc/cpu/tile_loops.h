@@ -150,7 +150,9 @@ void softmax_gradient_panel(float* logits, float* grads, int64_t keys, const flo
   for (int64_t j = 0; j < keys; ++j) {
     for (int v = 0; v < kVectors; ++v) {
       Vector& weight = weights[j * kVectors + v];
-      weight = scaled_exponential(weight - rows[v]) * 0x1p-64f;
+      // Above 0 by rounding alone.
+      const Vector exponent = weight - rows[v];
+      weight = scaled_exponential(exponent > 0 ? Vector{} : exponent) * 0x1p-64f;
       sum[v] += weight * gradients[j * kVectors + v];
     }
   }

@@ -29,7 +29,8 @@ def attention_propagate(
     """phi(softmax(q k^T * scale) v) + residual in one pass, Eq. 4 and 5.
 
     The affinity is never stored. Each head attends with its own channels, and phi mixes heads.
-    phi is folded into the values where that costs fewer operations (rows of a softmax sum to one).
+    phi is folded into the values where that costs fewer operations (rows of a softmax sum to one);
+    where gradients are wanted, where it leaves no more channels.
     The backward pass computes the affinity again, a tile at a time.
 
     Tokens [B, N, C] do as maps [B, C, 1, N], without a copy: q with residual and result, or k with
@@ -122,23 +123,23 @@ def _empty_with_log_sum_exp(a: Any, shape: list[int]) -> tuple[Tensor, Tensor]:
     return empty_map(a.q, shape), a.q.new_empty([shape[0], a.heads, *shape[2:]], dtype=dtype)
 
 
-def _with_phi_apart(call: Callable[..., Any], a: Any) -> tuple[Tensor, Tensor] | None:
-    """Where phi would not fold into fewer channels, a product of torch's applies it to A v.
+def _compute(kernel: Callable[..., Any], a: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The result, the log-sum-exp, and A v where phi would not fold into fewer channels.
 
-    Its gradient needs A v, which is kept. Whether folding costs fewer operations depends on the
-    sizes of the maps too: to ask for them would bind a graph of dynamic sizes to the answer.
+    The gradient of phi needs A v. Whether folding costs fewer operations depends on the sizes of
+    the maps too: to ask for them would bind a graph of dynamic sizes to the answer.
     """
     if a.weight is None or (a.heads == 1 and a.weight.shape[0] <= a.v.shape[1]):
-        return None
+        return *kernel(*a[:-1], allow_tf32=a.allow_tf32), None
     check_attention_propagate(a.q, a.k, a.v, a.residual, a.weight, a.bias, a.heads)
-    attended, log_sum_exp = call(
+    attended, log_sum_exp = kernel(
         *(a.q, a.k, a.v, None, None, None, a.scale, a.heads), allow_tf32=a.allow_tf32
     )
-    out = gradients.project(attended, a.weight, a.bias)
-    return out if a.residual is None else out + a.residual, log_sum_exp
+    out = gradients.project(attended, a.weight, a.bias, a.residual, a.allow_tf32)
+    return out, log_sum_exp, attended
 
 
-def _save(ctx: Any, a: Any, outputs: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, a: Any, outputs: tuple[Tensor, Tensor, Tensor | None]) -> None:
     ctx.has_residual, ctx.options = a.residual is not None, (a.scale, a.heads)
     ctx.allow_tf32 = a.allow_tf32
     ctx.set_materialize_grads(False)
@@ -148,13 +149,17 @@ def _save(ctx: Any, a: Any, outputs: tuple[Tensor, Tensor]) -> None:
 def _gradient(
     ops: Any, ctx: Any, grad: Tensor | None, grad_log_sum_exp: Tensor | None
 ) -> dict[str, Any]:
-    q, k, v, weight, bias, log_sum_exp = ctx.saved_tensors
+    q, k, v, weight, bias, log_sum_exp, attended = ctx.saved_tensors
     if grad is None:
         channels = v.shape[1] if weight is None else weight.shape[0]
         grad = q.new_zeros(()).expand(q.shape[0], channels, *q.shape[2:])
-    grad_q, grad_k, grad_v, grad_weight = ops(
+    grad_attended, folded, grad_weight = grad, weight, None
+    if attended is not None:
+        grad_attended, grad_weight = gradients.of_projection(grad, attended, weight, ctx.allow_tf32)
+        folded = None
+    grad_q, grad_k, grad_v, grad_folded = ops(
         "attention_propagate_backward",
-        *(grad, grad_log_sum_exp, q, k, v, weight, log_sum_exp, *ctx.options),
+        *(grad_attended, grad_log_sum_exp, q, k, v, folded, log_sum_exp, *ctx.options),
         allow_tf32=ctx.allow_tf32,
     )
     return {
@@ -162,7 +167,7 @@ def _gradient(
         "k": grad_k,
         "v": grad_v,
         "residual": grad if ctx.has_residual else None,
-        "weight": None if weight is None else grad_weight,
+        "weight": grad_weight if folded is None else grad_folded,
         "bias": gradients.of_bias(grad, bias),
     }
 
@@ -182,7 +187,7 @@ _FORWARD = Operator(
     check_attention_propagate,
     empty=_empty_with_log_sum_exp,
     per_sample=("q", "k", "v", "residual"),
-    apart=_with_phi_apart,
+    compute=_compute,
     save=_save,
     gradient=_gradient,
     public=False,

@@ -35,8 +35,8 @@ class Operator:
         empty: `empty(arguments, shape)`, the result or results, not filled: dtype and layout.
         per_sample: the arguments whose first dimension is the batch, as in every result.
         definition: plain PyTorch; of tdnet_ops.reference if None.
-        apart: `apart(call, arguments)`, the result where gradients are wanted, by operators that
-            differentiate themselves: `call` is this one, for less. None where its kernel does it.
+        compute: `compute(kernel, arguments)`, the results where gradients are wanted, and after
+            them what `save` alone sees; if None, those of the kernel.
         save: `save(ctx, arguments, output)` keeps what `gradient` needs.
         gradient: `gradient(ops, ctx, *grads)`, gradients by the names of arguments. `ops(name)` is
             another operator, on the backend of the forward pass where that has it.
@@ -52,7 +52,7 @@ class Operator:
     empty: Callable[[Any, Any], Any]
     per_sample: tuple[str, ...]
     definition: Callable[..., Any] | None = None
-    apart: Callable[[Callable[..., Any], Any], Any] | None = None
+    compute: Callable[[Callable[..., Any], Any], tuple[Any, ...]] | None = None
     save: Callable[[Any, Any, Any], None] | None = None
     gradient: Callable[..., dict[str, Any]] | None = None
     differentiated_by: str | None = None

@@ -25,7 +25,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield request.param
+    yield
     torch.set_num_threads(before)
 
 
@@ -77,12 +77,42 @@ def test_gradients_through_folded_values_are_right(size, layout, threads):
     check(arguments(size, layout, out_channels=11))
 
 
-def test_the_same_bits_come_every_time(threads):
-    values = narrowed(arguments(SIZES[5], torch.channels_last))
-    first = torch.ops.tdnet.attention_propagate_backward(*values)
-    for _ in range(20):
-        again = torch.ops.tdnet.attention_propagate_backward(*values)
-        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+@pytest.mark.parametrize("size", SIZES[4:7], ids=str)
+def test_the_same_bits_come_every_time(size):
+    """By any number of threads."""
+    values = narrowed(arguments(size, torch.channels_last))
+    before = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3, 2, 1, 5):
+        torch.set_num_threads(count)
+        found.append(torch.ops.tdnet.attention_propagate_backward(*values))
+    torch.set_num_threads(before)
+    for again in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(found[0], again, strict=True))
+
+
+@pytest.mark.parametrize("out_channels", [None, 11])
+def test_no_queries_give_gradients_of_zero(out_channels):
+    size = (2, 1, 4, 5, (0, 3), (2, 3))
+    values = arguments(size, torch.channels_last, out_channels)
+    found = torch.ops.tdnet.attention_propagate_backward(*narrowed(values))
+    for grad, x in zip(found, [*values[2:5], values[5]], strict=True):
+        assert grad.shape == (x.shape if x is not None else (0,))
+        assert not grad.any()
+
+
+def test_layouts_are_those_of_the_arguments():
+    """A float32 copy of every other channel has adjacent ones."""
+    size = (1, 1, 8, 6, (5, 6), (3, 4))
+    values = [
+        x.bfloat16() if i < 6 and x is not None else x
+        for i, x in enumerate(narrowed(arguments(size, torch.channels_last)))
+    ]
+    values[1], values[2], values[3] = None, values[2][:, ::2], values[3][:, ::2]
+    values[4] = values[4].repeat(1, 2, 1, 1).contiguous(memory_format=torch.channels_last)[:, ::2]
+    found = torch.ops.tdnet.attention_propagate_backward(*values)
+    right = torch.ops.tdnet_reference.attention_propagate_backward(*values)
+    assert [x.stride() for x in found] == [x.stride() for x in right]
 
 
 @pytest.mark.parametrize("bad", ["grad", "log_sum_exp", "grad_log_sum_exp"])

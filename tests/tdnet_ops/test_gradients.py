@@ -471,6 +471,31 @@ def test_vmap_over_nothing(sample):
     assert [x.shape for x in mapped] == [(0, *x.shape) for x in function(*values)]
 
 
+@pytest.mark.parametrize("name", ["heads_phi", "more_out_channels", "middle"])
+def test_a_backward_pass_inside_autocast_is_that_of_the_forward_pass(name):
+    """Which was outside: nothing is rounded to half precision, of phi apart from A v neither."""
+    (sample,) = samples.select([name], ["contiguous"], [torch.float32], ["attention_propagate"])
+    found = []
+    for inside in (True, False):
+        arguments = leaves(sample.arguments())
+        out = tdnet_ops.attention_propagate(*arguments)
+        with torch.autocast(samples.DEVICE.type, torch.bfloat16, enabled=inside):
+            out.backward(torch.ones_like(out))
+        found.append([x.grad for x in samples.tensors(arguments)])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_half_precision_is_rounded_once_in_training_too():
+    """phi alone is above what float16 can hold, with the residual it is not."""
+    q, k = torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+    v, weight = torch.full((1, 2, 1, 1), 200.0), torch.full((2, 2), 175.0)
+    residual = torch.full((1, 2, 1, 1), -1e4)
+    values = [x.half().requires_grad_() for x in (q, k, v, residual, weight)]
+    out = tdnet_ops.attention_propagate(*values, heads=2)
+    assert out.requires_grad
+    assert out.flatten().tolist() == [6e4, 6e4]
+
+
 @pytest.mark.parametrize("route", samples.ROUTES)
 def test_a_row_with_plus_infinity_has_no_gradients(route):
     """As torch's softmax, which is NaN there: the weights of its finite keys are no zeros."""
