@@ -2,9 +2,9 @@
 
 As torch counts, 2 operations for a product and its sum, by shapes alone; as python -m
 tdnet_ops.bench does, phi folded into the values where that is cheaper (softmax rows sum to one:
-phi(A v) + b = A (phi v) + b), so that the numbers agree. Exponentials, scaling, biases and
-residuals are not counted. Heads share channels out and change no count, but phi mixes them: it is
-not folded.
+phi(A v) + b = A (phi v) + b), so that the numbers agree; where gradients are wanted, as it is then
+computed. Exponentials, scaling, biases and residuals are not counted. Heads share channels out and
+change no count, but phi mixes them: it is not folded.
 
 A backward pass is made of operators that are counted themselves: torch's, and
 attention_propagate_backward.
