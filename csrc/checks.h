@@ -269,7 +269,10 @@ inline MapShape check_attention_propagate_backward(const Tensor& grad,
                                                    const std::optional<Tensor>& weight,
                                                    const Tensor& log_sum_exp, int64_t heads) {
   const MapShape shape = check_attention_propagate(q, k, v, {}, weight, {}, heads);
-  check(!weight || heads == 1, "weight: expected none with several heads, which it would mix");
+  if (weight) {
+    check(heads == 1, "weight: expected None beside several heads, which it would mix, got shape ",
+          shape_text(*weight));
+  }
   const auto check_like = [](const std::string& name, const Tensor& x, const MapShape& expected,
                              const std::string& source) {
     check_tensor(name, x, 4);

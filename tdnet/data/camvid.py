@@ -46,7 +46,7 @@ def camvid(root: Path | str, split: str) -> LabelledVideos:
     for image in images:
         match = re.fullmatch(r"(.+)_f?(\d+)", image.stem)
         if match is None:
-            raise ValueError(f"{image}: expected a name such as 0001TP_006690.png")
+            raise ValueError(f"{split}: expected names such as 0001TP_006690.png, got {image.name}")
         if image.stem not in labels:
             raise ValueError(f"{image}: no label map of this name in {split}annot")
         recordings[match[1]].append((int(match[2]), LabelledFrame(image, labels[image.stem])))

@@ -58,5 +58,7 @@ def _key(path: Path) -> tuple[str, int, int]:
     """City, snippet and frame. Of some cities a snippet is the whole recording: cut() parts it."""
     match = re.match(r"(.+)_(\d{6})_(\d{6})_", path.name)
     if match is None:
-        raise ValueError(f"{path}: expected a name such as aachen_000000_000019_...")
+        raise ValueError(
+            f"{path.parent}: expected names such as aachen_000000_000019_*.png, got {path.name}"
+        )
     return match[1], int(match[2]), int(match[3])

@@ -41,7 +41,10 @@ def _class_names(path: Path) -> tuple[str, ...]:
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     names = tuple(line for line in lines if line)
     if not 1 <= len(names) <= 255 or len(set(names)) < len(names):
-        raise ValueError(f"{path}: expected 1 to 255 names, a line each and none twice")
+        raise ValueError(
+            f"{path}: expected 1 to 255 names, a line each and none twice, got {len(names)}, "
+            f"{len(set(names))} of them different"
+        )
     return names
 
 

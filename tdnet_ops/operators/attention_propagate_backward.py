@@ -31,7 +31,10 @@ def check_attention_propagate_backward(
     """Returns the shape of the forward pass's result, which `grad` has."""
     shape = check_attention_propagate(q, k, v, None, weight, None, heads)
     if weight is not None and heads > 1:
-        raise ValueError("weight: expected none with several heads, which it would mix")
+        raise ValueError(
+            "weight: expected None beside several heads, which it would mix, "
+            f"got shape {list(weight.shape)}"
+        )
 
     def check_like(name: str, x: Tensor, expected: list[int], source: str) -> None:
         checks.check_tensor(name, x, 4)
