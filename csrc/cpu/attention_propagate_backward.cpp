@@ -9,13 +9,14 @@
 // Panels of queries give the first four, as in the forward pass. The last two are sums over
 // queries: there P and dS are transposed into panels of keys.
 //
-// The queries of a map are shared out in parts with sums of their own, which are added in order:
-// no result depends on how many threads there are, or which one ran what.
+// The queries of a map are shared out in parts with sums of their own, as many as the number of
+// threads asks for, which are added in order: no result depends on which thread ran what.
 
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "../checks.h"
 #include "convolve.h"
@@ -61,11 +62,11 @@ struct Plan {
     key_panels = divide_up(keys, lanes);
     key_panel_sums = (whole_strips(key_channels) + whole_strips(value_channels)) * lanes;
     part_sums = key_panels * key_panel_sums;
-    // Work for this many threads, as long as its sums take no more than the affinity and its
-    // gradient would.
-    constexpr int64_t kParts = 16;
-    const int64_t affordable = std::max<int64_t>(2, 2 * problem.queries * keys / part_sums);
-    parts = std::min({tiles, divide_up(kParts, problem.batch), affordable});
+    // The fewest that give every thread as much, as long as their sums take no more than the
+    // affinity and its gradient would.
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t affordable = std::max<int64_t>(1, 2 * problem.queries * keys / part_sums);
+    parts = std::min({tiles, threads / std::gcd(threads, problem.batch), affordable});
   }
 };
 
