@@ -108,12 +108,6 @@ def _lower_as_one_node(overload: torch._ops.OpOverload) -> None:
 
 
 def give_to_torch() -> None:
-    """Enters the decompositions in torch's table, from which torch.onnx.export takes its own.
-
-    Together with the fake kernels, which torch then prefers when it asks for shapes.
-    """
+    """Enters the decompositions in torch's table, from which torch.onnx.export takes its own."""
     for overload, decomposition in decompositions().items():
         register_decomposition(overload)(decomposition)
-    for operator in OPERATORS.values():
-        for overload in _overloads(operator):
-            register_decomposition(overload, type="meta")(fake_kernel(operator, overload))

@@ -19,9 +19,15 @@ from torch import Tensor
 from tdnet_ops.layouts import layout
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float16 and bfloat16 -> float32; others as they are."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def wide(x: Tensor) -> Tensor:
     """float16 and bfloat16 -> float32; others as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    dtype = wide_dtype(x.dtype)
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:

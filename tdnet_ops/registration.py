@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 from torch.utils import _pytree as pytree
 
 from tdnet_ops import autograd, backends, definitions, flop_counts
@@ -85,6 +86,8 @@ def _register(operator: Operator, name_space: str, library: torch.library.Librar
     overload = getattr(getattr(torch.ops, name_space), name).default
     fake = definitions.fake_kernel(operator, overload)
     torch.library.register_fake(qualified, fake, lib=library)
+    # Torch would take the shapes of definitions.give_to_torch() before those of the fake kernel.
+    register_decomposition(overload, type="meta")(fake)
     rule = autograd.vmap_rule(overload, operator.per_sample)
     torch.library.register_vmap(qualified, rule, lib=library)
     if operator.differentiable:

@@ -14,7 +14,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -223,7 +222,7 @@ void differentiate_tile(const Gradient& problem, const Plan& plan, const Tile& t
   }
   multiply_values(problem.keys, tile, key_blocks, plan.panel_size, scratch.grad_logits,
                   scratch.grad_q);
-  finish_tile(problem.grad_q, problem.keys.channels, tile, scratch.grad_q);
+  finish_tile(problem.grad_q, {0, strips_of(problem.keys.channels)}, tile, scratch.grad_q);
 }
 
 // Adds up the parts of some maps and stores the gradients of keys and values.

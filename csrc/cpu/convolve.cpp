@@ -85,12 +85,7 @@ void pack_pixels(const PixelRun& run, int64_t channel_stride, int64_t first_chan
 // Panels of pixels that share one pass over the weights.
 constexpr int64_t kTilePanels = 4;
 
-// Some strips of output channels.
-struct Strips {
-  int64_t first, end;
-};
-
-// Adds what one tap gives a tile to its sums [strips][panels][rows, lanes], or begins them with it.
+// Adds what one tap gives a tile to its sums [panels][strips][rows, lanes], or begins them with it.
 // `panels` are memory.
 void add_tap(const Tap& tap, const Tile& tile, const Strips& strips, int64_t out_width,
              float* panels, bool adds, float* sums) {
@@ -106,12 +101,13 @@ void add_tap(const Tap& tap, const Tile& tile, const Strips& strips, int64_t out
     for (int64_t p = 0; p < tile.panels; ++p) {
       pack_pixels(runs[p], tap.x->stride(1), c, count, tile.loops(p), panels + p * depth * lanes);
     }
-    float* sum = sums;
-    for (int64_t strip = strips.first; strip < strips.end; ++strip) {
-      const float* weights = tap.weights + (strip * channels + c) * rows;
-      for (int64_t p = 0; p < tile.panels; ++p, sum += rows * lanes) {
+    const int64_t strip_count = strips.end - strips.first;
+    for (int64_t strip = 0; strip < strip_count; ++strip) {
+      const float* weights = tap.weights + ((strips.first + strip) * channels + c) * rows;
+      for (int64_t p = 0; p < tile.panels; ++p) {
         const auto product = adds || c > 0 ? tile.loops(p).product_add : tile.loops(p).product;
-        product(count, weights, panels + p * depth * lanes, sum);
+        product(count, weights, panels + p * depth * lanes,
+                sums + (p * strip_count + strip) * rows * lanes);
       }
     }
   }
@@ -163,13 +159,7 @@ Tensor convolve_blocks(const Tensor& like, const std::array<int64_t, 4>& shape,
         add_tap(tap, tile, some, width, panels, started, sums);
         started = true;
       }
-      float* sum = sums;
-      for (int64_t strip = some.first; strip < some.end; ++strip) {
-        for (int64_t p = 0; p < tile.panels; ++p, sum += loops.rows * loops.lanes) {
-          tile.loops(p).finish_block(sum,
-                                     output.epilogue(tile.b, strip * loops.rows, tile.token(p)));
-        }
-      }
+      finish_tile(output, some, tile, sums);
     }
   });
   return out;

@@ -96,7 +96,7 @@ void propagate(const Propagation& problem, const Logits& logits) {
         }
         multiply_values(values, tile, packed.get() + t / tiles * values_size, panel_size, weights,
                         sums);
-        finish_tile(problem.output, values.channels, tile, sums);
+        finish_tile(problem.output, {0, strips}, tile, sums);
       }
     });
   }

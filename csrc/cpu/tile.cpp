@@ -58,15 +58,13 @@ Epilogue Output::epilogue(int64_t b, int64_t channel, int64_t token) const {
           .relu = relu_};
 }
 
-void finish_tile(const Output& output, int64_t channels, const Tile& tile, float* sums) {
+void finish_tile(const Output& output, const Strips& strips, const Tile& tile, float* sums) {
   const int64_t rows = tile_loops().rows, most_lanes = tile_loops().lanes;
-  const int64_t strips = divide_up(channels, rows);
   for (int64_t p = 0; p < tile.panels; ++p) {
     const auto finish_block = tile.loops(p).finish_block;
     const int64_t token = tile.token(p);
-    for (int64_t strip = 0; strip < strips; ++strip) {
-      finish_block(sums + (p * strips + strip) * rows * most_lanes,
-                   output.epilogue(tile.b, strip * rows, token));
+    for (int64_t strip = strips.first; strip < strips.end; ++strip, sums += rows * most_lanes) {
+      finish_block(sums, output.epilogue(tile.b, strip * rows, token));
     }
   }
 }

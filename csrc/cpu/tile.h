@@ -123,8 +123,13 @@ struct Tile {
   }
 };
 
-// Stores a tile's sums [panels][strips of channels][rows, lanes].
-void finish_tile(const Output& output, int64_t channels, const Tile& tile, float* sums);
+// Some strips of channels.
+struct Strips {
+  int64_t first, end;
+};
+
+// Stores a tile's sums [panels][strips][rows, lanes].
+void finish_tile(const Output& output, const Strips& strips, const Tile& tile, float* sums);
 
 // out[c * width + i] = source(first + i, c) * factor, zero from token `end` on: `width` tokens side
 // by side.

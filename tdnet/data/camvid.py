@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from tdnet.data.clips import LabelledFrame, LabelledVideos, cut, images_of
+from tdnet.data.clips import LabelledFrame, LabelledVideos, cut, image_files
 
 CLASS_NAMES = (
     "sky",
@@ -40,8 +40,8 @@ def camvid(root: Path | str, split: str) -> LabelledVideos:
     Raises:
         ValueError: a folder, a label map or an image is missing, or a name is none of CamVid's.
     """
-    images = images_of(Path(root) / split)
-    labels = {path.stem: path for path in images_of(Path(root) / f"{split}annot")}
+    images = image_files(Path(root) / split)
+    labels = {path.stem: path for path in image_files(Path(root) / f"{split}annot")}
     recordings = defaultdict(list)
     for image in images:
         match = re.fullmatch(r"(.+)_f?(\d+)", image.stem)

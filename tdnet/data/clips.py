@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdnet.data.palette import IGNORE_LABEL
+from tdnet.video.images import image_paths
 
 
 @dataclass(frozen=True)
@@ -82,25 +82,15 @@ def cut(frames: Sequence[tuple[int, LabelledFrame]], most_apart: int) -> list[Cl
     return [tuple(clip) for clip in clips]
 
 
-def images_of(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder, in the order of the numbers in their names.
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder in natural order.
 
     Raises:
         ValueError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith(".")
-    ]
+    found = image_paths(folder)
     if not found:
         raise ValueError(f"{folder}: the folder holds no PNG or JPEG images")
-    return sorted(found, key=natural_order)
-
-
-def natural_order(path: Path) -> list[tuple[int, int, str]]:
-    """A key that sorts frame 2 before frame 10."""
-    parts = re.findall(r"\d+|\D+", path.name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+    return found

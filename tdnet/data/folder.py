@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tdnet.data.clips import LabelledFrame, LabelledVideos, images_of
+from tdnet.data.clips import LabelledFrame, LabelledVideos, image_files
 
 
 def folder(root: Path | str, split: str) -> LabelledVideos:
@@ -49,8 +49,8 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 
 def _clip(path: Path) -> tuple[LabelledFrame, ...]:
-    images = images_of(path / "images")
-    labels = {label.stem: label for label in images_of(path / "labels")}
+    images = image_files(path / "images")
+    labels = {label.stem: label for label in image_files(path / "labels")}
     frames = tuple(LabelledFrame(image, labels.pop(image.stem, None)) for image in images)
     if labels:
         raise ValueError(f"{next(iter(labels.values()))}: no image of this name")

@@ -27,7 +27,10 @@ class PyramidPooling(nn.Module):
         if kept_half not in (None, 0, 1):
             raise ValueError(f"kept_half: expected None, 0 or 1, got {kept_half}")
         self.kept_half = kept_half
-        self.out_channels = in_channels * 2 if kept_half is None else in_channels
+        share = 1 if kept_half is None else 2
+        branch_channels = in_channels // len(BINS) // share
+        self.part_channels = [in_channels // share, *[branch_channels] * len(BINS)]  # as joined
+        self.out_channels = sum(self.part_channels)
         self.branches = nn.ModuleList(
             ConvNormReLU(in_channels, in_channels // len(BINS), 1) for _ in BINS
         )

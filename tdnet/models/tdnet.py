@@ -175,8 +175,8 @@ class TDNet(nn.Module):
         Raises:
             ValueError: if the clip does not hold m images, or there is no such path.
         """
-        path = self._last_path(clip, path)
-        logits = self.decode(*self._encode_clip(clip, path), path)
+        frame, memory, path = self._encode_clip(clip, path)
+        logits = self.decode(frame, memory, path)
         height, width = clip.shape[-2:]
         return resize(logits, (height, width))
 
@@ -185,12 +185,11 @@ class TDNet(nn.Module):
 
         Arguments and errors as those of a call of the model.
         """
-        path = self._last_path(clip, path)
-        frame, memory = self._encode_clip(clip, path)
+        frame, memory, path = self._encode_clip(clip, path)
         return self.decode(frame, memory, path), self.decode(frame, None, path)
 
-    def _last_path(self, clip: Tensor, path: int | None) -> int:
-        """The path of a clip's last frame, if both are right."""
+    def _encode_clip(self, clip: Tensor, path: int | None) -> tuple[EncodedFrame, Memory, int]:
+        """The last frame, what those before it say to it, and its path."""
         if clip.dim() != 5 or clip.shape[1] != self.num_paths or clip.shape[2] != 3:
             raise ValueError(
                 f"clip: expected [B, {self.num_paths}, 3, H, W], got {list(clip.shape)}"
@@ -198,16 +197,12 @@ class TDNet(nn.Module):
         last = self.num_paths - 1 if path is None else path
         if not 0 <= last < self.num_paths:
             raise ValueError(f"path: expected 0 to {self.num_paths - 1}, got {path}")
-        return last
-
-    def _encode_clip(self, clip: Tensor, path: int) -> tuple[EncodedFrame, Memory]:
-        """The last frame, and what those before it say to it."""
         *past, current = clip.unbind(1)
         window = []
         for age, image in zip(range(len(past), 0, -1), past, strict=True):
-            parts = self._path((path - age) % self.num_paths)
+            parts = self._path((last - age) % self.num_paths)
             window.append(parts.encoding.encode_stored(parts.features(image)))
-        return self.encode(current, path), self.propagate(window, path)
+        return self.encode(current, last), self.propagate(window, last), last
 
     def _path(self, path: int) -> Path:
         module = self.paths[path]

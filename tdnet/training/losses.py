@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tdnet.data.palette import IGNORE_LABEL
 from tdnet.models.layers import resize
+from tdnet_ops.gradients import wide
 
 Weighing = Literal["student", "teacher"]
 """Whose probabilities weigh the differences of logarithms in a KL divergence."""
@@ -74,7 +74,7 @@ def _cross_entropies(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     height, width = labels.shape[-2:]
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = resize(logits, (height, width))
-    losses = F.cross_entropy(_wide(logits), labels, ignore_index=IGNORE_LABEL, reduction="none")
+    losses = F.cross_entropy(wide(logits), labels, ignore_index=IGNORE_LABEL, reduction="none")
     return losses, labelled
 
 
@@ -106,7 +106,7 @@ def divergence(
     if teacher.shape[-2:] != student.shape[-2:]:
         teacher = resize(teacher, (height, width))
     of_student, of_teacher = (
-        F.log_softmax(_wide(x) / temperature, dim=1) for x in (student, teacher)
+        F.log_softmax(wide(x) / temperature, dim=1) for x in (student, teacher)
     )
     if weighing == "student":
         terms = of_student.exp() * (of_student - of_teacher)
@@ -169,8 +169,3 @@ def distillation_loss(
     if form.own:
         loss = loss + form.own * cross_entropy(student.group, labels)
     return loss
-
-
-def _wide(x: Tensor) -> Tensor:
-    """float16 and bfloat16 -> float32."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

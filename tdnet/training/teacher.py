@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdnet.models.features import PyramidFeatures
-from tdnet.models.pyramid import BINS
 from tdnet.models.single_frame import SingleFrameModel
 from tdnet.training.losses import Opinions
 
@@ -37,14 +34,9 @@ class Teacher(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.groups = groups
         self.published = published
-        self.splits = isinstance(model, SingleFrameModel) and isinstance(
-            model.features, PyramidFeatures
-        )
-        if self.splits and (groups < 1 or any(size % groups for size in self._parts())):
-            raise ValueError(
-                f"groups: expected a divisor of {' and '.join(map(str, set(self._parts())))}, "
-                f"the channels of the teacher's features and of a branch, got {groups}"
-            )
+        self.parts = _parts(model)
+        if groups < 1 or any(size % groups for size in self.parts):
+            raise ValueError(f"groups: expected a divisor of {self.parts} channels, got {groups}")
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode."""
@@ -66,27 +58,24 @@ class Teacher(nn.Module):
         if not isinstance(model, SingleFrameModel):
             return Opinions(model(image))
         features = model.features(image)
-        of_group = self._of_group(model, features, group) if self.splits else None
+        of_group = self._of_group(model, features, group) if self.parts else None
         return Opinions(model.head(features), of_group)
 
     def _of_group(self, model: SingleFrameModel, features: Tensor, group: int) -> Tensor:
         if self.published and self.groups == 4:
             group = (0, 2, 1, 3)[group]
         # Slice i of every part, of the map and of the weights alike.
-        starts = itertools.accumulate(self._parts(), initial=0)
-        slices = [
-            torch.arange(start, start + size).chunk(self.groups)[group]
-            for start, size in zip(starts, self._parts(), strict=False)
-        ]
-        channels = torch.cat(slices).to(features.device)
+        numbers = torch.arange(sum(self.parts), device=features.device).split(self.parts)
+        channels = torch.cat([part.chunk(self.groups)[group] for part in numbers])
         hidden = model.head.hidden
         of_group = F.conv2d(features[:, channels], hidden.conv.weight[:, channels], padding=1)
         if self.published:
             of_group = of_group * self.groups
         return model.head.classifier(F.relu(hidden.norm(of_group)))
 
-    def _parts(self) -> list[int]:
-        """The channels of the backbone and of each pooled branch, in the order of the features."""
-        assert isinstance(self.model, SingleFrameModel)
-        channels = self.model.features.out_channels // 2
-        return [channels] + [channels // len(BINS)] * len(BINS)
+
+def _parts(model: nn.Module) -> list[int]:
+    """Channels of the backbone and of each pooled branch; none where the reduction is not split."""
+    if not isinstance(model, SingleFrameModel) or not isinstance(model.features, PyramidFeatures):
+        return []
+    return model.features.pyramid.part_channels

@@ -47,20 +47,25 @@ class ImageFolder(ImageFiles):
             VideoError: it holds no image or cannot be listed.
         """
         try:
-            # Hidden files are no frames: copies between systems leave "._name.png" beside images.
-            paths = [
-                path
-                for path in folder.iterdir()
-                if is_image_name(path) and not path.name.startswith(".") and not path.is_dir()
-            ]
+            paths = image_paths(folder)
         except OSError as error:
             raise VideoError(f"{folder}: {error.strerror}") from error
         if not paths:
             raise VideoError(
                 f"{folder}: the folder holds no PNG or JPEG images ({', '.join(IMAGE_SUFFIXES)})"
             )
-        paths.sort(key=lambda path: natural_key(path.name))
         super().__init__(paths, frame_rate, str(folder))
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The images of a folder in natural order. Raises OSError if it cannot be listed."""
+    # Hidden files are no frames: copies between systems leave "._name.png" beside images.
+    found = [
+        path
+        for path in folder.iterdir()
+        if is_image_name(path) and not path.name.startswith(".") and not path.is_dir()
+    ]
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def is_image_name(path: Path) -> bool:

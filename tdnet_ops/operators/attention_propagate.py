@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tdnet_ops import checks, gradients
@@ -119,8 +118,8 @@ def check_attention_propagate(
 
 
 def _empty_with_log_sum_exp(a: Any, shape: list[int]) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if a.q.dtype == torch.float64 else torch.float32
-    return empty_map(a.q, shape), a.q.new_empty([shape[0], a.heads, *shape[2:]], dtype=dtype)
+    rows = a.q.new_empty([shape[0], a.heads, *shape[2:]], dtype=gradients.wide_dtype(a.q.dtype))
+    return empty_map(a.q, shape), rows
 
 
 def _compute(kernel: Callable[..., Any], a: Any) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -129,9 +128,10 @@ def _compute(kernel: Callable[..., Any], a: Any) -> tuple[Tensor, Tensor, Tensor
     The gradient of phi needs A v. Whether folding costs fewer operations depends on the sizes of
     the maps too: to ask for them would bind a graph of dynamic sizes to the answer.
     """
+    if a.weight is not None:
+        check_attention_propagate(a.q, a.k, a.v, a.residual, a.weight, a.bias, a.heads)
     if a.weight is None or (a.heads == 1 and a.weight.shape[0] <= a.v.shape[1]):
         return *kernel(*a[:-1], allow_tf32=a.allow_tf32), None
-    check_attention_propagate(a.q, a.k, a.v, a.residual, a.weight, a.bias, a.heads)
     attended, log_sum_exp = kernel(
         *(a.q, a.k, a.v, None, None, None, a.scale, a.heads), allow_tf32=a.allow_tf32
     )

@@ -45,7 +45,7 @@ def check_attention_propagate_backward(
     check_like("grad", grad, shape, "the result")
     checks.check_matches("grad", grad, "q", q)
     check_like("log_sum_exp", log_sum_exp, rows, "batch, heads and pixels of q")
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    wide = gradients.wide_dtype(q.dtype)
     if log_sum_exp.dtype != wide:
         raise TypeError(f"log_sum_exp: expected {wide}, got {log_sum_exp.dtype}")
     if grad_log_sum_exp is not None:

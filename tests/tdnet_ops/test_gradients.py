@@ -485,6 +485,14 @@ def test_a_backward_pass_inside_autocast_is_that_of_the_forward_pass(name):
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4, 1), (0, 4), (3, 5)])
+def test_a_bad_phi_is_refused_where_gradients_are_wanted(shape, heads):
+    q, k, v = (torch.ones(1, 4, 2, 2, requires_grad=True) for _ in range(3))
+    with pytest.raises(ValueError, match=r"^weight: expected "):
+        tdnet_ops.attention_propagate(q, k, v, None, torch.ones(shape), heads=heads)
+
+
 def test_half_precision_is_rounded_once_in_training_too():
     """phi alone is above what float16 can hold, with the residual it is not."""
     q, k = torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
