@@ -1,6 +1,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,9 @@ def _comes_from_sources() -> bool:
 
 
 use_installed_package()
+
+# What a shell runs in the background ignores Ctrl-C, and programs that tests start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch  # noqa: E402
 
