@@ -16,3 +16,12 @@ def operations(queries: int, keys: int, value_channels: int, out_channels: int) 
 def is_cheaper(queries: int, keys: int, value_channels: int, out_channels: int) -> bool:
     folded, apart = operations(queries, keys, value_channels, out_channels)
     return folded <= apart
+
+
+def leaves_no_more_channels(heads: int, value_channels: int, out_channels: int) -> bool:
+    """Where gradients are wanted, phi folds where this holds.
+
+    Whether it is cheaper depends on the sizes of the maps too: to ask for them would bind a graph
+    of dynamic sizes to the answer.
+    """
+    return heads == 1 and out_channels <= value_channels

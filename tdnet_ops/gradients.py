@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tdnet_ops.layouts import layout
@@ -109,16 +110,28 @@ def project(
 ) -> Tensor:
     """A bare 1x1 convolution, weight [C_out, C], and the residual, in the layout of x."""
     pixels, weights = wide(x), wide(weight)
+    offsets = None if bias is None else wide(bias)
     with products_in(x, allow_tf32):
         if layout(x) == torch.channels_last:
-            out = (pixels.permute(0, 2, 3, 1) @ weights.mT).permute(0, 3, 1, 2)
+            out = F.linear(pixels.permute(0, 2, 3, 1), weights, offsets).permute(0, 3, 1, 2)
         else:
             out = (weights @ pixels.flatten(2)).unflatten(2, x.shape[2:])
-    if bias is not None:
-        out = out + wide(bias)[:, None, None]
+            if offsets is not None:
+                out = _with(out, offsets[:, None, None])
     if residual is not None:
-        out = out + wide(residual)
+        out = _with(out, wide(residual))
     return out if out.dtype == x.dtype else out.to(x.dtype)
+
+
+def _with(sum_so_far: Tensor, term: Tensor) -> Tensor:
+    """Adds in place: a second buffer of a map costs as much time again.
+
+    Not under torch.func, where the term may have a dimension that the sum has not. Compiled, a sum
+    of no numbers would lose its layout.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return sum_so_far + term
+    return sum_so_far.add_(term) if sum_so_far.numel() > 0 else sum_so_far
 
 
 def of_projection(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tdnet_ops import checks, gradients
+from tdnet_ops import checks, folding, gradients
 from tdnet_ops.layouts import empty_map
 from tdnet_ops.operators.operator import Operator, call
 
@@ -123,14 +123,12 @@ def _empty_with_log_sum_exp(a: Any, shape: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def _compute(kernel: Callable[..., Any], a: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The result, the log-sum-exp, and A v where phi would not fold into fewer channels.
-
-    The gradient of phi needs A v. Whether folding costs fewer operations depends on the sizes of
-    the maps too: to ask for them would bind a graph of dynamic sizes to the answer.
-    """
+    """The result, the log-sum-exp, and A v where phi does not fold: its gradient needs A v."""
     if a.weight is not None:
         check_attention_propagate(a.q, a.k, a.v, a.residual, a.weight, a.bias, a.heads)
-    if a.weight is None or (a.heads == 1 and a.weight.shape[0] <= a.v.shape[1]):
+    if a.weight is None or folding.leaves_no_more_channels(
+        a.heads, a.v.shape[1], a.weight.shape[0]
+    ):
         return *kernel(*a[:-1], allow_tf32=a.allow_tf32), None
     attended, log_sum_exp = kernel(
         *(a.q, a.k, a.v, None, None, None, a.scale, a.heads), allow_tf32=a.allow_tf32
