@@ -1,4 +1,4 @@
-"""The typer application and its one command."""
+"""The typer application and its commands."""
 
 import importlib.metadata
 import sys
@@ -144,6 +144,30 @@ def segment(
     from tdnet.cli.segment import segment_to_file
 
     raise typer.Exit(segment_to_file(options))
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="YAML file, such as those of configs/.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder of the weights, and of the state from which the same command goes on.",
+        ),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="In place of the file's: data.root=/data"),
+    ] = None,
+) -> None:
+    """Train a model on labelled videos. Under torchrun, on several GPUs."""
+    # Here, since it imports torch.
+    from tdnet.cli.train import train as run_training
+
+    raise typer.Exit(run_training(config, output, settings or []))
 
 
 def main() -> None:

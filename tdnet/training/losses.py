@@ -7,6 +7,7 @@ where nobody knows. Every loss is a mean over pixels, in float32 or wider.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -18,20 +19,25 @@ from tdnet.data.palette import IGNORE_LABEL
 from tdnet.models.layers import resize
 from tdnet_ops.gradients import wide
 
+Entropy = Callable[[Tensor, Tensor], Tensor]
 Weighing = Literal["student", "teacher"]
 """Whose probabilities weigh the differences of logarithms in a KL divergence."""
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, pixels: float | None = None) -> Tensor:
     """The mean over labelled pixels; 0, with gradients of 0, where there is none.
 
     Logits of another size than the labels are resized to theirs (bilinear, align_corners=True).
+
+    Args:
+        pixels: what the sum is divided by; the number of labelled pixels if None. A part of a batch
+            is given the mean number of all parts: then the mean of the parts is the batch's.
 
     Raises:
         ValueError: batches differ, or a label is neither a class nor IGNORE_LABEL.
     """
     losses, labelled = _cross_entropies(logits, labels)
-    return losses.sum() / labelled.sum().clamp(min=1)
+    return losses.sum() / (labelled.sum().clamp(min=1) if pixels is None else pixels)
 
 
 def hard_cross_entropy(
@@ -149,17 +155,24 @@ class Opinions:
 
 
 def distillation_loss(
-    student: Opinions, teacher: Opinions, labels: Tensor, form: Distillation = PAPER
+    student: Opinions,
+    teacher: Opinions,
+    labels: Tensor,
+    form: Distillation = PAPER,
+    entropy: Entropy = cross_entropy,
 ) -> Tensor:
     """Eq. 6: cross entropy, and the divergences from the teacher as a whole and group by group.
 
     Where the teacher's reduction cannot be split, its group is None and the third term left out.
 
+    Args:
+        entropy: of logits and labels, in place of `cross_entropy`.
+
     Raises:
         ValueError: as `cross_entropy` and `divergence`.
     """
     diverge = partial(divergence, temperature=form.temperature, weighing=form.weighing)
-    loss = cross_entropy(student.whole, labels)
+    loss = entropy(student.whole, labels)
     if form.whole:
         loss = loss + form.whole * diverge(student.whole, teacher.whole)
     if student.group is None:
@@ -167,5 +180,5 @@ def distillation_loss(
     if form.group and teacher.group is not None:
         loss = loss + form.group * diverge(student.group, teacher.group)
     if form.own:
-        loss = loss + form.own * cross_entropy(student.group, labels)
+        loss = loss + form.own * entropy(student.group, labels)
     return loss

@@ -1,0 +1,168 @@
+"""A model with its loss in one module: what learns a window, and what data parallelism wraps."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from functools import partial
+
+from torch import Tensor, nn
+
+from tdnet.models.layers import ConvNormReLU
+from tdnet.models.resnet import ResNet
+from tdnet.models.single_frame import SingleFrameModel
+from tdnet.models.tdnet import TDNet
+from tdnet.training.losses import (
+    PAPER,
+    Distillation,
+    Entropy,
+    Opinions,
+    cross_entropy,
+    distillation_loss,
+    hard_cross_entropy,
+)
+from tdnet.training.teacher import Teacher
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+class Task(nn.Module):
+    """The loss of a model on labelled windows (Sec. 4).
+
+    Args:
+        model: learns; of single frames, or a TDNet of m paths.
+        teacher: None for cross entropy alone.
+        form: the weights of Eq. 6.
+        hard_pixels: see `hard_cross_entropy`.
+        auxiliary: weight of the cross entropy of a head on the third stage of the last frame's
+            ResNet; 0 for none.
+
+    Raises:
+        ValueError: an auxiliary head for a model without a ResNet.
+    """
+
+    def __init__(
+        self,
+        model: TDNet | SingleFrameModel,
+        teacher: Teacher | None = None,
+        form: Distillation = PAPER,
+        *,
+        hard_pixels: bool = False,
+        auxiliary: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher = teacher
+        self.form = form
+        self.hard_pixels = hard_pixels
+        self.auxiliary_weight = auxiliary
+        self.auxiliary = AuxiliaryHeads(model) if auxiliary else None
+        self._frozen: list[nn.Module] = []
+
+    @property
+    def window_length(self) -> int:
+        """Images of a window."""
+        return self.model.config.num_paths
+
+    def freeze(self, patterns: list[str], norms: bool = False) -> None:
+        """Keeps what some patterns of names match (fnmatch) as it is, norms in eval mode.
+
+        Args:
+            patterns: of the names of modules and parameters of the model.
+            norms: every BatchNorm too.
+
+        Raises:
+            ValueError: a pattern that matches nothing.
+        """
+        modules = dict(self.model.named_modules())
+        parameters = dict(self.model.named_parameters())
+        for pattern in patterns:
+            names = [name for name in (*modules, *parameters) if fnmatchcase(name, pattern)]
+            if not names:
+                raise ValueError(
+                    f"frozen: expected a pattern of names of the model, got {pattern!r}"
+                )
+            for name in names:
+                (modules.get(name) or parameters[name]).requires_grad_(False)
+                self._frozen += [modules[name]] if name in modules else []
+        if norms:
+            every = [module for module in modules.values() if isinstance(module, _NORMS)]
+            self._frozen += [module.requires_grad_(False) for module in every]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Task:
+        super().train(mode)
+        for module in self._frozen:
+            for part in module.modules():
+                if isinstance(part, _NORMS):
+                    part.eval()
+        return self
+
+    def forward(
+        self, images: Tensor, labels: Tensor, path: int = 0, pixels: float | None = None
+    ) -> Tensor:
+        """The loss of the last frames of some windows.
+
+        Args:
+            images: normalised, ``[B, m, 3, H, W]``, oldest first.
+            labels: of the last frames, ``[B, H, W]``.
+            path: of the last frame.
+            pixels: see `cross_entropy`.
+        """
+        entropy: Entropy = partial(cross_entropy, pixels=pixels)
+        if self.hard_pixels:
+            entropy = hard_cross_entropy
+        student = self._opinions(images, path)
+        if self.teacher is None:
+            loss = entropy(student.whole, labels)
+            if self.form.own and student.group is not None:
+                loss = loss + self.form.own * entropy(student.group, labels)
+        else:
+            taught = self.teacher(images[:, -1], path)
+            loss = distillation_loss(student, taught, labels, self.form, entropy)
+        if self.auxiliary is not None:
+            loss = loss + self.auxiliary_weight * entropy(self.auxiliary(path), labels)
+        return loss
+
+    def _opinions(self, images: Tensor, path: int) -> Opinions:
+        if isinstance(self.model, SingleFrameModel):
+            return Opinions(self.model.coarse_logits(images[:, -1]))
+        return Opinions(*self.model.opinions(images, path))
+
+
+class AuxiliaryHeads(nn.Module):
+    """A head for each path on the third stage of its ResNet, of the last frame that it saw.
+
+    The model itself does not know of them: they are thrown away after the training.
+
+    Raises:
+        ValueError: the model has no ResNet.
+    """
+
+    def __init__(self, model: TDNet | SingleFrameModel) -> None:
+        super().__init__()
+        backbones = [module for module in model.modules() if isinstance(module, ResNet)]
+        if not backbones:
+            raise ValueError(f"auxiliary: expected a model with ResNets, got {model.config.name}")
+        self._seen: list[Tensor | None] = [None] * len(backbones)
+        heads = []
+        for index, backbone in enumerate(backbones):
+            channels = backbone.channels[2]
+            backbone.layer3.register_forward_hook(partial(self._keep, index))
+            heads.append(
+                nn.Sequential(
+                    ConvNormReLU(channels, channels // 4, 3),
+                    nn.Dropout2d(0.1),
+                    nn.Conv2d(channels // 4, model.config.num_classes, 1),
+                )
+            )
+        self.heads = nn.ModuleList(heads)
+
+    def _keep(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        self._seen[index] = out
+
+    def forward(self, path: int) -> Tensor:
+        """Logits of the last frame that a path has seen, ``[B, K, h, w]``."""
+        features = self._seen[path]
+        assert features is not None
+        self._seen = [None] * len(self._seen)
+        return self.heads[path](features)
