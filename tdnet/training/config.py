@@ -168,9 +168,12 @@ def load_config(path: Path | str, settings: Sequence[str] = ()) -> TrainingConfi
             OmegaConf.load(path),
             OmegaConf.from_dotlist(list(settings)),
         )
-        config: Any = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        config: Any = None if missing else OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{path}: {_reason(error)}") from error
+    if missing:
+        raise ValueError(f"{missing[0]}: expected a value in {path} or by --set, got none")
     _check(config)
     return config
 
