@@ -31,7 +31,7 @@ HAZE_COLOR = np.array((0.80, 0.85, 0.91), np.float32)
 _CAMERA_HEIGHT = 1.45
 _CAMERA_X = 1.9
 CAMERA_SPEED = 8.0
-_NEAR = 0.4
+NEAR = 0.4
 _NOISE_SIDE = 256  # a power of two, so that coordinates wrap around by a mask
 
 
@@ -80,17 +80,12 @@ class Camera:
 
     def window(self, corners: Floats) -> tuple[slice, slice] | None:
         """Rows and columns that may show a convex body with these corners [n, 3]."""
-        x, y, z = (corners - np.array((self.x, self.y, self.z))).T
-        forward = z * np.cos(self.yaw) + x * np.sin(self.yaw)
-        side = x * np.cos(self.yaw) - z * np.sin(self.yaw)
-        depth = forward * np.cos(self.pitch) - y * np.sin(self.pitch)
-        up = y * np.cos(self.pitch) + forward * np.sin(self.pitch)
-        if depth.max() < _NEAR:
+        side, up, depth = self._coordinates(corners)
+        if depth.max() < NEAR:
             return None
-        if depth.min() < _NEAR:
+        if depth.min() < NEAR:
             return slice(0, self.height), slice(0, self.width)
-        columns = self.focal * side / depth + self.width / 2
-        rows = self.height * 0.46 - self.focal * up / depth
+        columns, rows = self._pixels(side, up, depth)
         window = (
             slice(max(0, int(rows.min()) - 1), min(self.height, int(rows.max()) + 2)),
             slice(max(0, int(columns.min()) - 1), min(self.width, int(columns.max()) + 2)),
@@ -98,9 +93,33 @@ class Camera:
         empty = window[0].start >= window[0].stop or window[1].start >= window[1].stop
         return None if empty else window
 
+    def project(self, points: Floats) -> tuple[Floats, Floats, Floats]:
+        """Where points [n, 3] are seen: columns and rows (the middle of pixel 0 is 0.5), depths.
+
+        Those that lie behind the camera have a depth below `NEAR` and a meaningless place.
+        """
+        side, up, depth = self._coordinates(points)
+        return *self._pixels(side, up, np.maximum(depth, NEAR)), depth
+
+    def _coordinates(self, points: Floats) -> tuple[Floats, Floats, Floats]:
+        """Metres to the side of points [n, 3], up and ahead, as the camera is turned."""
+        x, y, z = (points - np.array((self.x, self.y, self.z))).T
+        forward = z * np.cos(self.yaw) + x * np.sin(self.yaw)
+        side = x * np.cos(self.yaw) - z * np.sin(self.yaw)
+        depth = forward * np.cos(self.pitch) - y * np.sin(self.pitch)
+        return side, y * np.cos(self.pitch) + forward * np.sin(self.pitch), depth
+
+    def _pixels(self, side: Floats, up: Floats, depth: Floats) -> tuple[Floats, Floats]:
+        """Columns and rows."""
+        columns = self.focal * side / depth + self.width / 2
+        return columns, self.height * 0.46 - self.focal * up / depth
+
 
 class Canvas:
-    """Colour (linear in 0 to 1), label and depth of every pixel, and ways to draw into them."""
+    """Every pixel's colour (linear in 0 to 1), label, depth and speed, and ways to draw into them.
+
+    The speed is that of the thing seen, along z, in metres a second.
+    """
 
     def __init__(self, camera: Camera, random: np.random.Generator):
         self.camera = camera
@@ -108,6 +127,7 @@ class Canvas:
         self.color = np.zeros((camera.height, camera.width, 3), np.float32)
         self.labels = np.full((camera.height, camera.width), SKY, np.uint8)
         self.depth = np.full((camera.height, camera.width), 1e6, np.float32)
+        self.speed = np.zeros((camera.height, camera.width), np.float32)
         self._lattice = random.random(_NOISE_SIDE * _NOISE_SIDE, np.float32)
 
     def noise(self, u: Floats, v: Floats) -> Floats:
@@ -196,7 +216,9 @@ class Canvas:
         strength = np.where(np.abs(hit_y) < 0.02, 0.62 * np.clip(1.5 * (1 - spread), 0, 1), 0)
         self.color[window] *= (1 - strength)[..., None]
 
-    def draw_box(self, low: Floats, high: Floats, label: int, paint: BoxPaint) -> None:
+    def draw_box(
+        self, low: Floats, high: Floats, label: int, paint: BoxPaint, speed: float = 0.0
+    ) -> None:
         """Draw an axis-aligned box.
 
         Args:
@@ -205,6 +227,7 @@ class Canvas:
             label: train id.
             paint: called with the hit points x, y, z relative to low and the axis (0, 1, 2) of
                 the face, each [n]; gives colours [n, 3] and which of the points are there.
+            speed: along z, in metres a second.
         """
         ends = np.stack([low, high])
         corners = np.array(
@@ -223,7 +246,7 @@ class Canvas:
             entries.append(np.minimum(one, other))
             leave = np.minimum(leave, np.maximum(one, other))
         enter = np.maximum(np.maximum(entries[0], entries[1]), entries[2])
-        rows, columns = np.nonzero((enter < leave) & (enter > _NEAR) & (enter < self.depth[window]))
+        rows, columns = np.nonzero((enter < leave) & (enter > NEAR) & (enter < self.depth[window]))
         if rows.size == 0:
             return
         depth = enter[rows, columns]
@@ -232,7 +255,7 @@ class Canvas:
         color, there = paint(points[0], points[1], points[2], axis)
         # Sun from the right, behind the camera: tops bright, right sides lit, left sides dark.
         lit = np.array((0.84 if low[0] > self.camera.x else 1.02, 1.12, 0.92), np.float32)
-        self._put(window, rows, columns, depth, color * lit[axis][:, None], there, label)
+        self._put(window, rows, columns, depth, color * lit[axis][:, None], there, label, speed)
 
     def draw_cutout(
         self,
@@ -241,6 +264,7 @@ class Canvas:
         height: float,
         label: int,
         paint: CutoutPaint,
+        speed: float = 0.0,
     ) -> None:
         """Draw a flat upright shape that faces the camera.
 
@@ -251,6 +275,7 @@ class Canvas:
             label: train id.
             paint: called with the metres to the right of the middle and above the ground, each
                 [n]; gives colours [n, 3] and which of the points belong to the shape.
+            speed: along z, in metres a second.
         """
         x, z = center
         corners = [(x + a, y, z) for a in (-half_width, half_width) for y in (0.0, height)]
@@ -258,12 +283,12 @@ class Canvas:
         if window is None or z - self.camera.z < 1.0:
             return
         depth = (z - self.camera.z) / self.ray_z[window]
-        rows, columns = np.nonzero((depth > _NEAR) & (depth < self.depth[window]))
+        rows, columns = np.nonzero((depth > NEAR) & (depth < self.depth[window]))
         depth = depth[rows, columns]
         right = self.camera.x + depth * self.ray_x[window][rows, columns] - x
         up = self.camera.y + depth * self.ray_y[window][rows, columns]
         color, inside = paint(right, up)
-        self._put(window, rows, columns, depth, color, inside & (up > 0), label)
+        self._put(window, rows, columns, depth, color, inside & (up > 0), label, speed)
 
     def _put(
         self,
@@ -274,8 +299,10 @@ class Canvas:
         color: Floats,
         there: NDArray[np.bool_],
         label: int,
+        speed: float,
     ) -> None:
         rows, columns = rows[there] + window[0].start, columns[there] + window[1].start
         self.depth[rows, columns] = depth[there]
         self.color[rows, columns] = color[there]
         self.labels[rows, columns] = label
+        self.speed[rows, columns] = speed

@@ -83,18 +83,19 @@ def draw_street(canvas: Canvas, time: float, seed: int) -> None:
 def _draw_traffic(canvas: Canvas, time: float, seed: int) -> None:
     """Vehicles that drive, ahead in our lane and towards us in the other."""
     random = np.random.default_rng((seed, 4))
-    _draw_vehicle(canvas, "car", (1.75, 15.0 + 7.6 * time), random)
-    _draw_cyclist(canvas, (3.2, 9.5 + 5.6 * time), time, random)
-    _draw_vehicle(canvas, "truck", (1.7, 46.0 + 7.2 * time), random)
+    car, bicycle, truck, others = 7.6, 5.6, 7.2, -6.0  # metres a second
+    _draw_vehicle(canvas, "car", (1.75, 15.0 + car * time), random, car)
+    _draw_cyclist(canvas, (3.2, 9.5 + bicycle * time), time, random, bicycle)
+    _draw_vehicle(canvas, "truck", (1.7, 46.0 + truck * time), random, truck)
     oncoming = ("car", "bus", "car", "tram", "car", "truck", "car", "bus")
     for order, kind in enumerate(oncoming):
         # The column of oncoming traffic repeats, so that it never ends.
         spacing = 26.0
         start = 24.0 + spacing * order
         period = spacing * len(oncoming)
-        travelled = start - 6.0 * time - canvas.camera.z
+        travelled = start + others * time - canvas.camera.z
         z = canvas.camera.z + (travelled + 14.0) % period - 14.0
-        _draw_vehicle(canvas, kind, (-1.85, z), np.random.default_rng((seed, 5, order)))
+        _draw_vehicle(canvas, kind, (-1.85, z), np.random.default_rng((seed, 5, order)), others)
 
 
 class _Block:
@@ -155,7 +156,7 @@ class _Block:
             speed = random.choice([-1.3, 1.2, 1.4])
             z = self._start + random.uniform(0, _BLOCK_LENGTH) + speed * self._time
             x = side * random.uniform(6.5, 8.2)
-            _draw_pedestrian(canvas, (x, z), self._time, random)
+            _draw_pedestrian(canvas, (x, z), self._time, random, speed)
         if random.random() < 0.4:
             z = self._start + random.uniform(6, 12)
             _draw_two_wheeler(canvas, (side * 6.4, z), random.random() < 0.5, random)
@@ -330,7 +331,11 @@ _VEHICLES = {
 
 
 def _draw_vehicle(
-    canvas: Canvas, kind: str, place: tuple[float, float], random: np.random.Generator
+    canvas: Canvas,
+    kind: str,
+    place: tuple[float, float],
+    random: np.random.Generator,
+    speed: float = 0.0,
 ) -> None:
     """A vehicle as two boxes; place is the x of its middle and the z of its nearer end."""
     label, width, length, waist, top, cabin_start, cabin_end = _VEHICLES[kind]
@@ -347,6 +352,7 @@ def _draw_vehicle(
         _vector(x + width / 2, waist, z + length),
         label,
         body,
+        speed,
     )
     for wheel in (0.18, 0.80):
         center, radius = z + wheel * length, 0.31 if width < 2 else 0.46
@@ -356,6 +362,7 @@ def _draw_vehicle(
                 _vector(x + width / 2 + 0.01, 2 * radius, center + radius),
                 label,
                 _wheel_paint(radius),
+                speed,
             )
     narrowing = 0.12 if width < 2 else 0.0
     load = kind == "truck"
@@ -366,6 +373,7 @@ def _draw_vehicle(
         _load_paint(lacquer)
         if load
         else _cabin_paint(lacquer, cabin_end - cabin_start, top - waist),
+        speed,
     )
     if load:
         canvas.draw_box(
@@ -373,6 +381,7 @@ def _draw_vehicle(
             _vector(x + width / 2, 2.6, z + (cabin_start - 0.1 if towards_us else length)),
             label,
             _cabin_paint(lacquer, 1.9, 1.6),
+            speed,
         )
 
 
@@ -487,7 +496,11 @@ def _capsule(
 
 
 def _draw_pedestrian(
-    canvas: Canvas, place: tuple[float, float], time: float, random: np.random.Generator
+    canvas: Canvas,
+    place: tuple[float, float],
+    time: float,
+    random: np.random.Generator,
+    speed: float,
 ) -> None:
     scale = random.uniform(0.92, 1.08)
     coat, trousers = _pick(_CLOTH, random), _pick(_CLOTH, random) * 0.6
@@ -513,11 +526,15 @@ def _draw_pedestrian(
         return color.astype(np.float32), inside
 
     canvas.draw_shadow(place[0], place[1], 0.4, 0.3)
-    canvas.draw_cutout(place, 0.6, 1.95, PERSON, paint)
+    canvas.draw_cutout(place, 0.6, 1.95, PERSON, paint, speed)
 
 
 def _draw_cyclist(
-    canvas: Canvas, place: tuple[float, float], time: float, random: np.random.Generator
+    canvas: Canvas,
+    place: tuple[float, float],
+    time: float,
+    random: np.random.Generator,
+    speed: float,
 ) -> None:
     """A cyclist seen from behind: a bicycle and a rider are two things."""
     jacket, skin = _pick(_CLOTH, random), _pick(_SKIN, random)
@@ -548,8 +565,8 @@ def _draw_cyclist(
 
     x, z = place
     canvas.draw_shadow(x, z, 0.4, 0.9)
-    canvas.draw_cutout((x, z + 0.05), 0.4, 1.1, BICYCLE, paint_bicycle)
-    canvas.draw_cutout((x, z), 0.5, 1.9, RIDER, paint_rider)
+    canvas.draw_cutout((x, z + 0.05), 0.4, 1.1, BICYCLE, paint_bicycle, speed)
+    canvas.draw_cutout((x, z), 0.5, 1.9, RIDER, paint_rider, speed)
 
 
 def _draw_two_wheeler(
