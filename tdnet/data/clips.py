@@ -12,10 +12,17 @@ from tdnet.video.images import image_paths
 
 @dataclass(frozen=True)
 class LabelledFrame:
-    """Files of one frame: an RGB image and its label map, None where nobody labelled it."""
+    """Files of one frame.
+
+    Attributes:
+        image: RGB.
+        labels: its label map. None: nobody labelled it.
+        flow: from it to the frame before, as `tdnet.data.flow` reads it. None: nobody knows it.
+    """
 
     image: Path
     labels: Path | None = None
+    flow: Path | None = None
 
 
 Clip = tuple[LabelledFrame, ...]

@@ -3,15 +3,17 @@
     ROOT/classes.txt                     a name a line: the first is class 0
     ROOT/train/CLIP/images/000001.png    or .jpg; frames in the order of the numbers in their names
     ROOT/train/CLIP/labels/000001.png    8 bits a pixel, classes; 255 where nobody knows
+    ROOT/train/CLIP/flow/000002.png      KITTI's 16 bits, to the frame before; not needed
 
-A clip is one shot. Any of its frames may be without labels, the others have those of their name.
+A clip is one shot. Any of its frames may be without labels or flow, the others have those of their
+name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tdnet.data.clips import LabelledFrame, LabelledVideos, image_files
+from tdnet.data.clips import Clip, LabelledFrame, LabelledVideos, image_files
 
 
 def folder(root: Path | str, split: str) -> LabelledVideos:
@@ -27,12 +29,8 @@ def folder(root: Path | str, split: str) -> LabelledVideos:
     """
     root = Path(root)
     names = _class_names(root / "classes.txt")
-    if not (root / split).is_dir():
-        raise ValueError(f"{root / split}: no such folder")
-    clips = [_clip(path) for path in sorted((root / split).iterdir()) if path.is_dir()]
-    if not clips:
-        raise ValueError(f"{root / split}: no clip in it, CLIP/images and CLIP/labels")
-    return LabelledVideos(tuple(clips), names, {index: index for index in range(len(names))})
+    clips = tuple(labelled_frames(path) for path in clip_folders(root / split))
+    return LabelledVideos(clips, names, {index: index for index in range(len(names))})
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -48,10 +46,37 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _clip(path: Path) -> tuple[LabelledFrame, ...]:
+def clip_folders(path: Path) -> list[Path]:
+    """The folders CLIP of a split, by name.
+
+    Raises:
+        ValueError: there is no such split, or no folder in it.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder")
+    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    if not folders:
+        raise ValueError(f"{path}: no clip in it, CLIP/images and CLIP/labels")
+    return folders
+
+
+def labelled_frames(path: Path) -> Clip:
+    """The frames of CLIP/images in the order of their numbers, with what CLIP knows of them.
+
+    Raises:
+        ValueError: images or labels is missing or empty, or labels or flow have no image.
+    """
     images = image_files(path / "images")
-    labels = {label.stem: label for label in image_files(path / "labels")}
-    frames = tuple(LabelledFrame(image, labels.pop(image.stem, None)) for image in images)
-    if labels:
-        raise ValueError(f"{next(iter(labels.values()))}: no image of this name")
+    labels = _by_name(path / "labels")
+    flow = _by_name(path / "flow") if (path / "flow").is_dir() else {}
+    frames = tuple(
+        LabelledFrame(image, labels.pop(image.stem, None), flow.pop(image.stem, None))
+        for image in images
+    )
+    for left in (*labels.values(), *flow.values()):
+        raise ValueError(f"{left}: no image of this name")
     return frames
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in image_files(folder)}

@@ -1,4 +1,4 @@
-"""A labelled still as a window of frames: what a moving camera would have seen of a flat picture."""
+"""A labelled still as a window of frames: as a moving camera would see a flat picture."""
 
 from __future__ import annotations
 
@@ -113,22 +113,27 @@ class CameraPath:
         return range(1 - self.length, 1)
 
     def _exposed(self, pixels: Tensor, time: float) -> Tensor:
-        """The mean of what the camera sees while the shutter is open, around the time of a frame."""
+        """The mean of what is seen while the shutter is open, half before the time and half after."""
         size = pixels.shape[-2:]
         first, last = time - self.shutter / 2, time + self.shutter / 2
-        smear = (self._places(last, size) - self._places(first, size)).abs().amax().item()
-        exposures = min(1 + math.floor(smear), _MOST_EXPOSURES)
+        exposures = min(1 + math.floor(self._farthest(first, last, size)), _MOST_EXPOSURES)
         times = torch.linspace(first, last, exposures).tolist() if exposures > 1 else [time]
-        seen = [
-            read_at(pixels, self._places(moment, size)[None], outside="reflection")
-            for moment in times
-        ]
-        return torch.stack(seen).mean(0)
+        seen = torch.zeros_like(pixels)
+        for moment in times:
+            seen += read_at(pixels, self._places(moment, size)[None], outside="reflection")
+        return seen / exposures
+
+    def _farthest(self, first: float, last: float, size: torch.Size) -> float:
+        """How many pixels a corner moves from one time to the other."""
+        height, width = size
+        corners = pixel_places(2, 2) * torch.tensor((width - 1, height - 1)).view(2, 1, 1)
+        ends = [_mapped(self._homography(end, height, width), corners) for end in (first, last)]
+        return (ends[1] - ends[0]).abs().amax().item()
 
     def _places(self, time: float, size: torch.Size) -> Tensor:
-        """Where in the still the pixels of a frame look, ``[2, H, W]``."""
+        """Where in the still the pixels of a frame look, float32 ``[2, H, W]``."""
         height, width = size
-        return _mapped(self._homography(time, height, width), pixel_places(height, width))
+        return _mapped(self._homography(time, height, width), pixel_places(height, width).float())
 
     def _homography(self, time: float, height: int, width: int) -> Tensor:
         """From pixels of the frame at a time to pixels of the still, ``[3, 3]``."""
@@ -146,9 +151,7 @@ class CameraPath:
 
 def _mapped(homography: Tensor, places: Tensor) -> Tensor:
     """Places ``[2, H, W]`` by a homography."""
-    columns, rows, scale = (
-        row[0] * places[0] + row[1] * places[1] + row[2] for row in homography
-    )
+    columns, rows, scale = (a * places[0] + b * places[1] + c for a, b, c in homography.tolist())
     return torch.stack([columns / scale, rows / scale])
 
 

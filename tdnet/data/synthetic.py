@@ -47,7 +47,7 @@ def street_clip(
     Raises:
         ValueError: as `street_frame`; num_frames is negative.
     """
-    _check_num_frames(num_frames)
+    _check_clip(num_frames, size, seed)
     return (street_frame(index, size, seed) for index in range(num_frames))
 
 
@@ -62,7 +62,7 @@ def street_clip_with_flow(
 
     Args, Raises: as `street_clip`.
     """
-    _check_num_frames(num_frames)
+    _check_clip(num_frames, size, seed)
     return _with_flow(num_frames, size, seed)
 
 
@@ -77,9 +77,18 @@ def _with_flow(
         previous = canvas
 
 
-def _check_num_frames(num_frames: int) -> None:
+def _check_clip(num_frames: int, size: tuple[int, int], seed: int) -> None:
     if num_frames < 0:
         raise ValueError(f"num_frames: expected 0 or more, got {num_frames}")
+    _check_frame(0, size, seed)
+
+
+def _check_frame(index: int, size: tuple[int, int], seed: int) -> None:
+    height, width = size
+    if height < 32 or width < 32:
+        raise ValueError(f"size: expected at least 32x32, got {height}x{width}")
+    if index < 0 or seed < 0:
+        raise ValueError(f"index, seed: expected 0 or more, got {index}, {seed}")
 
 
 def street_frame(index: int, size: tuple[int, int] = (256, 512), seed: int = 0) -> SyntheticFrame:
@@ -97,11 +106,8 @@ def street_frame(index: int, size: tuple[int, int] = (256, 512), seed: int = 0) 
 
 
 def _draw(index: int, size: tuple[int, int], seed: int) -> Canvas:
+    _check_frame(index, size, seed)
     height, width = size
-    if height < 32 or width < 32:
-        raise ValueError(f"size: expected at least 32x32, got {height}x{width}")
-    if index < 0 or seed < 0:
-        raise ValueError(f"index, seed: expected 0 or more, got {index}, {seed}")
     time = index / FRAME_RATE
     camera = Camera.driving(time, _SUPERSAMPLING * height, _SUPERSAMPLING * width)
     canvas = Canvas(camera, np.random.default_rng((seed, 1)))
@@ -133,13 +139,13 @@ def _flow(canvas: Canvas, previous: Canvas) -> Flow:
     depth = canvas.depth[at_labels].ravel().astype(np.float64)
     points = np.array((camera.x, camera.y, camera.z)) + (depth * rays).T
     points[:, 2] -= canvas.speed[at_labels].ravel() / FRAME_RATE
-    columns, rows, depth = previous.camera.project(points)
+    columns, rows, depth_then = previous.camera.project(points)
     here_rows, here_columns = (
         side[at_labels].ravel() + 0.5 for side in np.indices(canvas.labels.shape)
     )
     shape = canvas.labels[at_labels].shape
     flow = np.stack([columns - here_columns, rows - here_rows]) / _SUPERSAMPLING
-    seen = _seen(previous, columns, rows, depth)
+    seen = _seen(previous, columns, rows, depth_then)
     seen &= canvas.labels[at_labels].ravel() == _nearest_labels(previous, columns, rows)
     return Flow(flow.astype(np.float32).reshape(2, *shape), seen.reshape(shape))
 
