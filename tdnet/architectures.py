@@ -12,12 +12,21 @@ from typing import Literal, get_args
 
 from tdnet.files import shown
 
-Features = Literal["pyramid", "bilateral"]
+Features = Literal["pyramid", "bilateral", "fpn"]
 PoolingMode = Literal["max", "subsample"]
 Size = tuple[int, int]
 """(height, width)"""
 
-RESNET_DEPTHS = {"resnet-18": 18, "resnet-34": 34, "resnet-50": 50, "resnet-101": 101}
+# The module of each backbone, which has build(name, dilated): see tdnet.models.features.
+BACKBONES = {
+    "resnet-18": "tdnet.models.resnet",
+    "resnet-34": "tdnet.models.resnet",
+    "resnet-50": "tdnet.models.resnet",
+    "resnet-101": "tdnet.models.resnet",
+    "efficientnet-lite0": "tdnet.models.efficientnet_lite",
+    "efficientnet-lite1": "tdnet.models.efficientnet_lite",
+    "efficientnet-lite2": "tdnet.models.efficientnet_lite",
+}
 
 _MOST_PATHS = 16  # a path has a hop for every other one
 _LARGEST_NUMBER = 2**31 - 1
@@ -29,9 +38,9 @@ class ModelConfig:
 
     Attributes:
         name: of its row in MODELS.
-        backbone: of each sub-network, a key of RESNET_DEPTHS.
-        features: what is made of the backbone's outputs: "pyramid" (as in PSPNet) or "bilateral"
-            (as in BiSeNet*).
+        backbone: of each sub-network, a key of BACKBONES.
+        features: what is made of the backbone's outputs: "pyramid" (as in PSPNet), "bilateral"
+            (as in BiSeNet*) or "fpn" (a small feature pyramid network).
         num_paths: m. 1 is a single-frame model, to which what follows `num_classes` says nothing.
         head_channels: between the two convolutions of a head.
         num_classes: K, the channels of the logits.
@@ -57,7 +66,7 @@ class ModelConfig:
     norm_size: Size = (97, 193)
 
     def __post_init__(self) -> None:
-        check_among("backbone", self.backbone, RESNET_DEPTHS)
+        check_among("backbone", self.backbone, BACKBONES)
         check_among("features", self.features, get_args(Features))
         check_among("pooling_mode", self.pooling_mode, get_args(PoolingMode))
         _check_number("num_paths", self.num_paths, _MOST_PATHS)
@@ -120,6 +129,9 @@ MODELS = {
         ModelConfig("bisenet-18", "resnet-18", "bilateral", num_paths=1, head_channels=256),
         ModelConfig("bisenet-34", "resnet-34", "bilateral", num_paths=1, head_channels=256),
         ModelConfig("bisenet-101", "resnet-101", "bilateral", num_paths=1, head_channels=256),
+        ModelConfig("td4-lite0", "efficientnet-lite0", "fpn", 4, 64, value_channels=128),
+        ModelConfig("td2-lite0", "efficientnet-lite0", "fpn", 2, 64, value_channels=128),
+        ModelConfig("lite0", "efficientnet-lite0", "fpn", num_paths=1, head_channels=128),
     )
 }
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tdnet.models.backbone import Backbone
 from tdnet.models.layers import ConvNormReLU, resize
-from tdnet.models.resnet import ResNet
 
 CONTEXT_CHANNELS = 128
 OUT_CHANNELS = 256
@@ -47,17 +47,17 @@ class FeatureFusion(nn.Module):
 class BilateralFeatures(nn.Module):
     """``[B, 3, H, W] -> [B, 256, ceil(H/8), ceil(W/8)]``.
 
-    The last two stages of a ResNet (strides 16 and 32) and the mean of the last are refined, from
+    The last two stages of a backbone (strides 16 and 32) and the mean of the last are refined, from
     the coarsest to stride 8, and joined with the second stage.
 
     Args:
-        depth: of the ResNet.
+        backbone: not dilated.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.out_channels = OUT_CHANNELS
-        self.backbone = ResNet(depth, dilated=False)
+        self.backbone = backbone
         _, details, medium, coarse = self.backbone.channels
         self.whole = ConvNormReLU(coarse, CONTEXT_CHANNELS, 1)
         self.refine_coarse = AttentionRefinement(coarse)

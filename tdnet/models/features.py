@@ -2,23 +2,24 @@
 
 from torch import Tensor, nn
 
-from tdnet.architectures import RESNET_DEPTHS, ModelConfig
+from tdnet.architectures import ModelConfig
+from tdnet.models.backbone import Backbone, build_backbone
 from tdnet.models.bilateral import BilateralFeatures
+from tdnet.models.fpn import PyramidNetworkFeatures
 from tdnet.models.pyramid import PyramidPooling
-from tdnet.models.resnet import ResNet
 
 
 class PyramidFeatures(nn.Module):
-    """A dilated ResNet and pyramid pooling: ``[B, 3, H, W] -> [B, out_channels, H/8, W/8]``.
+    """A dilated backbone and pyramid pooling: ``[B, 3, H, W] -> [B, out_channels, H/8, W/8]``.
 
     Args:
-        depth: of the ResNet.
+        backbone: dilated.
         kept_half: see PyramidPooling.
     """
 
-    def __init__(self, depth: int, kept_half: int | None = None) -> None:
+    def __init__(self, backbone: Backbone, kept_half: int | None = None) -> None:
         super().__init__()
-        self.backbone = ResNet(depth, dilated=True)
+        self.backbone = backbone
         self.pyramid = PyramidPooling(self.backbone.channels[-1], kept_half)
         self.out_channels = self.pyramid.out_channels
 
@@ -26,15 +27,19 @@ class PyramidFeatures(nn.Module):
         return self.pyramid(self.backbone(image)[-1])
 
 
-def build_features(
-    config: ModelConfig, path: int | None = None
-) -> PyramidFeatures | BilateralFeatures:
+Features = PyramidFeatures | BilateralFeatures | PyramidNetworkFeatures
+
+
+def build_features(config: ModelConfig, path: int | None = None) -> Features:
     """The features of a single-frame model (path None) or of a path of a TDNet.
 
-    Paths with pyramid pooling keep one half of the channels, by turns (Sec. 3.1); those of
-    BiSeNet* keep all, since reducing them to d_v channels costs little.
+    Paths with pyramid pooling keep one half of the channels, by turns (Sec. 3.1); the others keep
+    all, since reducing them to d_v channels costs little.
     """
-    depth = RESNET_DEPTHS[config.backbone]
+    is_dilated = config.features == "pyramid"
+    backbone = build_backbone(config.backbone, is_dilated)
     if config.features == "bilateral":
-        return BilateralFeatures(depth)
-    return PyramidFeatures(depth, None if path is None else path % 2)
+        return BilateralFeatures(backbone)
+    if config.features == "fpn":
+        return PyramidNetworkFeatures(backbone)
+    return PyramidFeatures(backbone, None if path is None else path % 2)

@@ -21,9 +21,8 @@ def build_model(
     """Build a model by its name, with random weights, in training mode, in channels_last.
 
     Args:
-        name: one of ``model_names()``: "td4-psp18", "td2-psp50", "td4-bise18", "td2-bise34" and the
-            single-frame models "pspnet-18", "pspnet-50", "pspnet-101", "bisenet-18", "bisenet-34",
-            "bisenet-101".
+        name: one of ``model_names()``; those that begin with "td" are TDNets, the others
+            single-frame models.
         num_classes: K, the channels of the logits.
         pooling_mode: TDNet only: gamma of Eq. 3, "max" (None means this) or "subsample" (what
             published weights expect).

@@ -9,9 +9,12 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tdnet.models.backbone import Backbone
+
 # Dilations of the blocks of the last stage ("multi-grid").
 _MULTI_GRID = (4, 8, 16)
 
+_DEPTHS = {"resnet-18": 18, "resnet-34": 34, "resnet-50": 50, "resnet-101": 101}
 _BLOCK_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
@@ -80,7 +83,7 @@ class Bottleneck(nn.Module):
         return F.relu(out + shortcut, inplace=True)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """``[B, 3, H, W]`` to the outputs of the four stages.
 
     They are at strides 4, 8, 8, 8 if dilated, else 4, 8, 16, 32 (rounded up), with ``channels``
@@ -132,6 +135,11 @@ class ResNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             outputs.append(stage(outputs[-1]))
         return outputs[1:]
+
+
+def build(name: str, dilated: bool) -> ResNet:
+    """The ResNet of a name in BACKBONES."""
+    return ResNet(_DEPTHS[name], dilated)
 
 
 def _plain_stem() -> nn.Module:

@@ -4,6 +4,7 @@ from torch import nn
 
 from tdnet import VideoSegmenter, build_model
 from tdnet.models import SingleFrameModel, TDNet, model_names
+from tdnet.models.backbone import build_backbone
 from tdnet.models.bilateral import AttentionRefinement, BilateralFeatures, FeatureFusion
 from tdnet.models.encoding import Encoding
 from tdnet.models.layers import SpatialLayerNorm
@@ -147,6 +148,49 @@ def shapes_of(backbone):
     return [tuple(x.shape[2:]) for x in outputs]
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "blocks"),
+    [
+        ("efficientnet-lite0", (24, 40, 112, 320), (1, 2, 2, 3, 3, 4, 1)),
+        ("efficientnet-lite1", (24, 40, 112, 320), (1, 3, 3, 4, 4, 5, 1)),
+        ("efficientnet-lite2", (24, 48, 120, 352), (1, 3, 3, 4, 4, 5, 1)),
+    ],
+)
+def test_efficientnet_lite(name, channels, blocks):
+    backbone = build_backbone(name, dilated=False).eval()
+    assert backbone.channels == channels
+    assert tuple(len(stage) for stage in backbone.stages) == blocks
+    assert shapes_of(backbone) == [(17, 23), (9, 12), (5, 6), (3, 3)]
+    with pytest.raises(ValueError, match=f"dilated: expected False for {name}, got True"):
+        build_backbone(name, dilated=True)
+
+
+@torch.inference_mode()
+def test_levels_of_odd_sizes_are_aligned():
+    """What mirrors the image mirrors all maps, if it mirrors the kernels too."""
+    backbone = randomise_norms(build_backbone("efficientnet-lite0", dilated=False)).eval()
+    image = torch.randn(1, 3, 33, 65)
+    outputs = backbone(image)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.copy_(module.weight.flip(3))
+    for mirrored, output in zip(backbone(image.flip(3)), outputs, strict=True):
+        torch.testing.assert_close(mirrored.flip(3), output, rtol=1e-3, atol=1e-4)
+
+
+def test_every_weight_of_a_small_pyramid_network_counts():
+    model = build_model("lite0", 4)
+    model(torch.randn(2, 3, 65, 65)).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def test_backbone_of_unknown_name():
+    with pytest.raises(ValueError, match=r"backbone: expected one of resnet-18, .*, got 'vgg'"):
+        build_backbone("vgg", dilated=False)
+
+
 def test_backbone_of_unknown_depth():
     with pytest.raises(ValueError, match=r"depth: expected one of .*, got 19"):
         ResNet(19, dilated=True)
@@ -228,7 +272,7 @@ def test_refinement_and_fusion_by_hand():
 
 
 def test_every_weight_of_bilateral_features_counts():
-    features = BilateralFeatures(18)
+    features = BilateralFeatures(ResNet(18, dilated=False))
     assert features(torch.randn(2, 3, 65, 90)).shape == (2, 256, 9, 12)
     features(torch.randn(2, 3, 65, 90)).square().mean().backward()
     for name, parameter in features.named_parameters():
