@@ -29,8 +29,8 @@ class VideoSegmenter:
     """Segments a video, one frame in, one label map out.
 
     The model is put in eval mode and is otherwise only read: several segmenters may share it, each
-    with the state of its own video. After a reset the first frame takes path 1 of a TDNet, the
-    next one path 2, and so on cyclically; the first m-1 frames are labelled from their own
+    with the state of its own video. After a reset the first frame takes path 0 of a TDNet, the
+    next one path 1, and so on cyclically; the first m-1 frames are labelled from their own
     features alone. A single-frame model treats every frame alike.
 
     What the next frame needs from past frames is computed by ``prepare``, after the labels are
@@ -66,9 +66,16 @@ class VideoSegmenter:
         self.size = size
         self.reset()
 
-    def reset(self) -> None:
-        """Forget the past: the next frame starts a new video and may have another size."""
-        self._state = _State(self.model.start())
+    def reset(self, path: int = 0) -> None:
+        """Forget the past: the next frame starts a new video and may have another size.
+
+        Args:
+            path: the path that the next frame takes, 0 to m-1.
+
+        Raises:
+            ValueError: a TDNet has no such path.
+        """
+        self._state = _State(self.model.start(path))
 
     @torch.inference_mode()
     def step(self, frame: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.uint8]:

@@ -28,8 +28,8 @@ class SingleFrameModel(nn.Module):
         """Normalised images ``[B, 3, H, W]`` to logits at stride 8."""
         return self.head(self.features(image))
 
-    def start(self) -> None:
-        """The stream of a new video: there is nothing to remember."""
+    def start(self, path: int = 0) -> None:
+        """The stream of a new video: there is nothing to remember, and one path."""
 
     def label(self, image: Tensor, stream: None) -> tuple[Tensor, None]:
         """Logits of the next frame at stride 8."""

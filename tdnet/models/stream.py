@@ -20,8 +20,11 @@ class StreamingModel(Protocol):
     config: ModelConfig
     training: bool
 
-    def start(self) -> Any:
-        """The stream of a video of which no frame was seen yet."""
+    def start(self, path: int = 0) -> Any:
+        """The stream of a video of which no frame was seen yet.
+
+        path, 0 to ``config.num_paths`` - 1, is the sub-network that the first frame takes.
+        """
 
     def label(self, image: Tensor, stream: Any) -> tuple[Tensor, Any]:
         """Coarse logits of the next frame, ``[1, K, h, w]``, and the stream after it.

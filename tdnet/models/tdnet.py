@@ -99,9 +99,14 @@ class TDNet(nn.Module):
         self.num_paths = config.num_paths
         self.paths = nn.ModuleList(Path(config, index) for index in range(config.num_paths))
 
-    def start(self) -> Stream:
-        """The stream of a new video; its first frame takes path 0, the next one path 1, ..."""
-        return Stream()
+    def start(self, path: int = 0) -> Stream:
+        """The stream of a new video; its first frame takes ``path``, the next one path + 1, ...
+
+        Raises:
+            ValueError: there is no such path.
+        """
+        self._check_path(path)
+        return Stream(path)
 
     def label(self, image: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         """Logits of the next frame ``[B, 3, H, W]`` at stride 8, and the stream after it.
@@ -195,14 +200,17 @@ class TDNet(nn.Module):
                 f"clip: expected [B, {self.num_paths}, 3, H, W], got {list(clip.shape)}"
             )
         last = self.num_paths - 1 if path is None else path
-        if not 0 <= last < self.num_paths:
-            raise ValueError(f"path: expected 0 to {self.num_paths - 1}, got {path}")
+        self._check_path(last)
         *past, current = clip.unbind(1)
         window = []
         for age, image in zip(range(len(past), 0, -1), past, strict=True):
             parts = self._path((last - age) % self.num_paths)
             window.append(parts.encoding.encode_stored(parts.features(image)))
         return self.encode(current, last), self.propagate(window, last), last
+
+    def _check_path(self, path: int) -> None:
+        if not 0 <= path < self.num_paths:
+            raise ValueError(f"path: expected 0 to {self.num_paths - 1}, got {path}")
 
     def _path(self, path: int) -> Path:
         module = self.paths[path]

@@ -101,6 +101,20 @@ def test_paths_take_turns_from_the_first(td4):
     assert order == [0, 1, 2, 3, 0, 1, 0]
 
 
+def test_a_video_may_start_at_any_path(td4):
+    """A window of m frames says the same wherever the paths began, as the forward of a clip does."""
+    clip = torch.stack(images(4), dim=1)
+    for start in range(4):
+        segmenter = VideoSegmenter(td4)
+        segmenter.reset(start)
+        for x in images(4):
+            logits = segmenter.logits(x)
+        torch.testing.assert_close(logits, td4(clip, (start + 3) % 4))
+    with pytest.raises(ValueError, match="path: expected 0 to 3, got 4"):
+        segmenter.reset(4)
+    VideoSegmenter(build_model("pspnet-18", 3)).reset(0)
+
+
 def test_two_segmenters_share_a_model(td4):
     alone = [VideoSegmenter(td4) for _ in range(2)]
     expected = [[s.logits(x) for x in images(6, seed)] for seed, s in enumerate(alone)]
@@ -295,8 +309,8 @@ class Repeating(torch.nn.Module):
         self.config = ModelConfig("of-my-own", "resnet-18", "pyramid", 1, 1, num_classes=5)
         self.classes = torch.nn.Parameter(torch.arange(5.0).view(1, 5, 1, 1))
 
-    def start(self):
-        return 0
+    def start(self, path=0):
+        return path
 
     def label(self, image, stream):
         return -(self.classes - stream).abs().expand(1, 5, 2, 2), stream + 1

@@ -1,0 +1,129 @@
+"""What was measured of a model, and its file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdnet.architectures import Size
+from tdnet.evaluation.metrics import Interval
+
+_FORMAT = "tdnet-evaluation-1"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds from a frame to its labels, of frames with m-1 frames or more before them."""
+
+    mean_ms: float
+    p95_ms: float
+    max_ms: float
+    frames: int
+
+
+@dataclass(frozen=True)
+class SteadyShare:
+    """VC of windows of `window` frames; None where there were no such windows.
+
+    See `tdnet.evaluation.consistency.VideoConsistency`.
+    """
+
+    window: int
+    windows: int
+    steady: float | None
+    steady_and_right: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares are 0 to 1, and means over the orders of the paths.
+
+    Attributes:
+        model: name of its row in MODELS.
+        data: what the videos are called.
+        class_names: K names.
+        size: (height, width) of the network's input; None for that of the frames.
+        gap: the network saw every gap-th frame.
+        frames: how many were scored.
+        miou: over the classes that occur in the truth.
+        miou_interval: where it lies with 95%, by bootstrap over blocks of frames.
+        miou_of_orders: of each order of the paths.
+        mean_accuracy: mean over the classes of the share of their pixels that is right.
+        pixel_accuracy: the share of pixels that is right.
+        class_iou: of each class; None if the truth does not have it.
+        tc: TC (DIS); None without clips that are labelled densely.
+        tc_seen: the same of what the flow sees in both frames.
+        vc: VC8 and VC16.
+        latency: None without frames that have m-1 frames before them.
+        backend: what ran it.
+        confusions: of each order and each scored frame in the order of the videos,
+            int32 `[orders, frames, K, K]`: what `miou_difference` of two models needs.
+    """
+
+    model: str
+    data: str
+    class_names: tuple[str, ...]
+    size: Size | None
+    gap: int
+    frames: int
+    miou: float
+    miou_interval: Interval
+    miou_of_orders: tuple[float, ...]
+    mean_accuracy: float
+    pixel_accuracy: float
+    class_iou: tuple[float | None, ...]
+    tc: float | None
+    tc_seen: float | None
+    vc: tuple[SteadyShare, ...]
+    latency: Latency | None
+    backend: str
+    confusions: NDArray[np.int32] = field(repr=False, compare=False)
+
+    def to_json(self) -> str:
+        """Text that a person can read, but for the confusion matrices: compressed, as base64."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "confusions"}
+        packed = zlib.compress(self.confusions.astype("<i4").tobytes(), 9)
+        told["confusions"] = {
+            "shape": self.confusions.shape,
+            "zlib": base64.b64encode(packed).decode(),
+        }
+        return json.dumps({"format": _FORMAT, **told}, indent=1, default=asdict) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Evaluation:
+        """What `to_json` made.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            told = json.loads(text)
+            if told.pop("format") != _FORMAT:
+                raise ValueError(f"format: expected {_FORMAT!r}, got another")
+            return cls(**_typed(told))
+        except (TypeError, LookupError, AttributeError, ValueError, zlib.error) as error:
+            raise ValueError(f"expected a result of tdnet eval, got something else: {error}") from (
+                error
+            )
+
+
+def _typed(told: dict[str, Any]) -> dict[str, Any]:
+    """Tuples and types in place of the lists and dicts of JSON."""
+    packed = zlib.decompress(base64.b64decode(told["confusions"]["zlib"], validate=True))
+    confusions = np.frombuffer(packed, "<i4").reshape(told["confusions"]["shape"])
+    tuples = ("class_names", "miou_of_orders", "class_iou")
+    return {
+        **told,
+        **{name: tuple(told[name]) for name in tuples},
+        "size": None if told["size"] is None else tuple(told["size"]),
+        "miou_interval": Interval(**told["miou_interval"]),
+        "vc": tuple(SteadyShare(**share) for share in told["vc"]),
+        "latency": None if told["latency"] is None else Latency(**told["latency"]),
+        "confusions": confusions,
+    }
