@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from tdnet.cli.progress import progress_bar
+from tdnet.cli.progress import ProgressBar, progress_bar
 from tdnet.cli.segment import FAILED, INTERRUPTED
 from tdnet.cli.terminal import say
 from tdnet.training import assembly
@@ -48,32 +48,25 @@ def train(config_path: str, output: str, settings: Sequence[str]) -> int:
     return 0
 
 
-class _Screen:
-    """A progress bar, and the numbers for TensorBoard where it is installed."""
+class _Screen(ExitStack):
+    """A progress bar, and the numbers for TensorBoard where it is installed.
+
+    Both come with the first step: what goes wrong before it is one line.
+    """
 
     def __init__(self, folder: Path, steps: int) -> None:
+        super().__init__()
         self._folder = folder
-        self._bar = progress_bar(folder.name, steps)
+        self._steps = steps
+        self._bar: ProgressBar | None = None
         self._writer: Any = None
         self._done = 0
 
-    def __enter__(self) -> _Screen:
-        self._progress = self._bar.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.__exit__(kind, error, traceback)
-        if self._writer is not None:
-            self._writer.close()
-
     def step(self, number: int, loss: float, rate: float) -> None:
+        if self._bar is None:
+            self._bar = self.enter_context(progress_bar(self._folder.name, self._steps))
         for _ in range(number - self._done):
-            self._progress.advance()
+            self._bar.advance()
         self._done = number
         self._add("loss", loss, number)
         self._add("learning_rate", rate, number)
@@ -84,10 +77,17 @@ class _Screen:
 
     def _add(self, name: str, value: float, step: int) -> None:
         if self._writer is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                return
-            # What was written of steps that are made again does not count.
-            self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step)
-        self._writer.add_scalar(name, value, step)
+            self._writer = self._tensorboard(step)
+        if self._writer:
+            self._writer.add_scalar(name, value, step)
+
+    def _tensorboard(self, first_step: int) -> Any:
+        """False where TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return False
+        # What was written of steps that are made again does not count.
+        writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=first_step)
+        self.callback(writer.close)
+        return writer

@@ -48,7 +48,9 @@ def write_street_set(
     clips = {}  # before anything is written: it refuses bad arguments
     for street in range(seed, seed + num_clips + -(-num_clips // 4)):
         split = "train" if street < seed + num_clips else "val"
-        clips[root / split / f"street{street:04d}"] = street_clip_with_flow(num_frames, size, street)
+        clips[root / split / f"street{street:04d}"] = street_clip_with_flow(
+            num_frames, size, street
+        )
     root.mkdir(parents=True, exist_ok=True)
     (root / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
     for path, clip in clips.items():
