@@ -113,7 +113,7 @@ class CameraPath:
         return range(1 - self.length, 1)
 
     def _exposed(self, pixels: Tensor, time: float) -> Tensor:
-        """The mean of what is seen while the shutter is open, half of that before the time."""
+        """The mean of what is seen while the shutter is open: as long before the time as after."""
         size = pixels.shape[-2:]
         first, last = time - self.shutter / 2, time + self.shutter / 2
         exposures = min(1 + math.floor(self._farthest(first, last, size)), _MOST_EXPOSURES)
