@@ -1,5 +1,8 @@
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,9 @@ from tdnet.data.synthetic import street_clip_with_flow
 from tdnet.data.window_dataset import WindowDataset
 
 SIZE = (32, 64)
+ROOT = Path(__file__).parents[3]
+DOCUMENT = ROOT / "docs" / "data.md"
+LOADING = ROOT / "benchmarks" / "loading.py"
 
 
 def test_a_set_is_a_folder_of_labelled_videos(tmp_path):
@@ -47,6 +53,21 @@ def test_the_command_writes_the_same(tmp_path):
     assert len(one) == 1 + 2 * 5
     with pytest.raises(ValueError, match="again: expected a new or an empty folder"):
         write_street_set(tmp_path / "again", 1, 2, SIZE, 3)
+
+
+def test_the_document_and_the_measurement_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cv2")
+    pytest.importorskip("torchvision")
+    monkeypatch.chdir(tmp_path)
+    write_street_set("street", num_clips=1, num_frames=5, size=SIZE)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+    exec(code, {})
+    expected = "torch.Size([2, 4, 3, 192, 384]) torch.Size([2, 192, 384])"
+    assert capsys.readouterr().out.splitlines() == [expected] * 4
+    options = ["--crop", "24x24", "--workers", "0", "--steps", "1", "--step-ms", "1"]
+    monkeypatch.setattr(sys, "argv", ["loading.py", "folder", "street", *options])
+    runpy.run_path(str(LOADING), run_name="__main__")
+    assert capsys.readouterr().out.count("a step waits for its batch") == 2
 
 
 @pytest.mark.parametrize(
