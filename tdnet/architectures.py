@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from tdnet.files import shown
 
-Features = Literal["pyramid", "bilateral", "fpn"]
+Features = Literal["pyramid", "bilateral", "fpn", "espnet"]
 PoolingMode = Literal["max", "subsample"]
 Size = tuple[int, int]
 """(height, width)"""
@@ -26,6 +26,7 @@ BACKBONES = {
     "efficientnet-lite0": "tdnet.models.efficientnet_lite",
     "efficientnet-lite1": "tdnet.models.efficientnet_lite",
     "efficientnet-lite2": "tdnet.models.efficientnet_lite",
+    "espnetv2": "tdnet.models.espnetv2",
 }
 
 _MOST_PATHS = 16  # a path has a hop for every other one
@@ -40,7 +41,8 @@ class ModelConfig:
         name: of its row in MODELS.
         backbone: of each sub-network, a key of BACKBONES.
         features: what is made of the backbone's outputs: "pyramid" (as in PSPNet), "bilateral"
-            (as in BiSeNet*) or "fpn" (a small feature pyramid network).
+            (as in BiSeNet*), "fpn" (a small feature pyramid network) or "espnet" (the decoder of
+            ESPNetv2, which is for the backbone espnetv2 alone).
         num_paths: m. 1 is a single-frame model, to which what follows `num_classes` says nothing.
         head_channels: between the two convolutions of a head.
         num_classes: K, the channels of the logits.
@@ -68,6 +70,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_among("backbone", self.backbone, BACKBONES)
         check_among("features", self.features, get_args(Features))
+        if (self.features == "espnet") != (self.backbone == "espnetv2"):
+            raise ValueError(
+                "features: expected espnet for the backbone espnetv2 and for no other, "
+                f"got {self.features} for {self.backbone}"
+            )
         check_among("pooling_mode", self.pooling_mode, get_args(PoolingMode))
         _check_number("num_paths", self.num_paths, _MOST_PATHS)
         for name in ("head_channels", "num_classes", "value_channels", "pooling_stride"):
@@ -132,6 +139,8 @@ MODELS = {
         ModelConfig("td4-lite0", "efficientnet-lite0", "fpn", 4, 64, value_channels=128),
         ModelConfig("td2-lite0", "efficientnet-lite0", "fpn", 2, 64, value_channels=128),
         ModelConfig("lite0", "efficientnet-lite0", "fpn", num_paths=1, head_channels=128),
+        ModelConfig("td2-espnetv2", "espnetv2", "espnet", 2, 64, value_channels=128),
+        ModelConfig("espnetv2", "espnetv2", "espnet", num_paths=1, head_channels=10),
     )
 }
 

@@ -1,7 +1,7 @@
 """Reading and writing weights.
 
-Two formats: the native one, a safetensors file that also says which model it holds, and that of
-the published TDNet code, a ``.pkl`` file with the published names of the weights.
+Two formats: the native one, a safetensors file that also says which model it holds, and those of
+published code (TDNet's and ESPNetv2's), a ``.pkl`` file with the published names of the weights.
 """
 
 import os
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tdnet.architectures import MODELS, ModelConfig, check_among
 from tdnet.files import printable, shown, temporary_beside
+from tdnet.models.espnetv2_names import espnetv2_name
 from tdnet.models.registry import build
 from tdnet.models.single_frame import SingleFrameModel
 from tdnet.models.tdnet import TDNet
@@ -79,10 +80,11 @@ def load_checkpoint(
     """Build the model that a checkpoint holds, in eval mode.
 
     Args:
-        path: a native ``.safetensors`` file, or a published file (``.pkl``, ``.pth``, ``.pt``):
-            a state dict, bare or wrapped as ``{"model_state": ...}``. The latter are read with
-            ``torch.load(weights_only=True)``: they cannot run code. Names of weights may have the
-            prefixes ``module.`` (of data parallel training) and ``_orig_mod.`` (of torch.compile).
+        path: a native ``.safetensors`` file, or a published file (``.pkl``, ``.pth``, ``.pt``) of
+            TDNet, PSPNet or ESPNetv2: a state dict, bare or, but for the last, wrapped as
+            ``{"model_state": ...}``. The latter are read with ``torch.load(weights_only=True)``:
+            they cannot run code. Names of weights may have the prefixes ``module.`` (of data
+            parallel training) and ``_orig_mod.`` (of torch.compile).
         name: the model that is expected. None: the one that the file says, or that its weights'
             names tell.
         device: where the model goes.
@@ -101,7 +103,8 @@ def load_checkpoint(
     elif path.suffix in _PUBLISHED_SUFFIXES:
         content = _load_pickle(path)
         try:
-            model = from_published(content, name)
+            is_espnetv2 = name == "espnetv2" or (name is None and _is_espnetv2(content))
+            model = from_espnetv2(content) if is_espnetv2 else from_published(content, name)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
     else:
@@ -160,6 +163,40 @@ def published_name(own: str, num_paths: int) -> str:
         return f"{module}.fc.0.conv.{kind}"
     return _renamed(rest, _PATH_NAMES).replace("@", str(path + 1))
 
+
+def from_espnetv2(state: Mapping[str, Any]) -> SingleFrameModel:
+    """Build an ESPNetv2 from weights that its authors published, in eval mode.
+
+    Those for Cityscapes have 20 classes, the last of which is the background that they were also
+    trained on; it is left out, so that 19 are left. The tensors are copied.
+
+    Args:
+        state: of scale 2, trained for segmentation (sacmehta/EdgeNets); names may start with
+            ``module.``.
+
+    Raises:
+        TypeError, ValueError: as `from_published`.
+    """
+    weights = {
+        key: value for key, value in _unwrapped(state).items() if not _UNUSED_ESPNETV2.search(key)
+    }
+    config = MODELS["espnetv2"]
+    for name in _ESPNETV2_CLASSIFIER:
+        if name in weights and weights[name].dim() > 0 and len(weights[name]) > 1:
+            weights[name] = weights[name][:-1]
+            config = replace(config, num_classes=len(weights[name]))
+    model = _filled_model(config, weights, lambda own, _: espnetv2_name(own))
+    assert isinstance(model, SingleFrameModel)
+    return model
+
+
+def _is_espnetv2(content: object) -> bool:
+    return isinstance(content, Mapping) and any("base_net.level1." in str(key) for key in content)
+
+
+# Units that stride have an activation less than their file says.
+_UNUSED_ESPNETV2 = re.compile(r"\.eesp\.module_act\.")
+_ESPNETV2_CLASSIFIER = ("bu_dec_l4.merge_layer.3.weight", "bu_dec_l4.merge_layer.3.bias")
 
 # Our names (regular expressions) and the published ones; @ stands for the number of the path.
 _PATH_NAMES = (

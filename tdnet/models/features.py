@@ -1,10 +1,11 @@
-"""What a sub-network finds in a frame, at stride 8."""
+"""What a sub-network finds in a frame, at stride 8 (2 in a single ESPNetv2)."""
 
 from torch import Tensor, nn
 
 from tdnet.architectures import ModelConfig
 from tdnet.models.backbone import Backbone, build_backbone
 from tdnet.models.bilateral import BilateralFeatures
+from tdnet.models.espnetv2 import EspnetFeatures
 from tdnet.models.fpn import PyramidNetworkFeatures
 from tdnet.models.pyramid import PyramidPooling
 
@@ -27,7 +28,7 @@ class PyramidFeatures(nn.Module):
         return self.pyramid(self.backbone(image)[-1])
 
 
-Features = PyramidFeatures | BilateralFeatures | PyramidNetworkFeatures
+Features = PyramidFeatures | BilateralFeatures | PyramidNetworkFeatures | EspnetFeatures
 
 
 def build_features(config: ModelConfig, path: int | None = None) -> Features:
@@ -40,6 +41,8 @@ def build_features(config: ModelConfig, path: int | None = None) -> Features:
     backbone = build_backbone(config.backbone, is_dilated)
     if config.features == "bilateral":
         return BilateralFeatures(backbone)
+    if config.features == "espnet":
+        return EspnetFeatures(backbone, stride=2 if path is None else 8)
     if config.features == "fpn":
         return PyramidNetworkFeatures(backbone)
     return PyramidFeatures(backbone, None if path is None else path % 2)

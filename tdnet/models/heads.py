@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tdnet.architectures import ModelConfig
+from tdnet.models.espnetv2 import MultiScalePooling
 from tdnet.models.layers import ConvNormReLU
 
 
@@ -19,3 +21,10 @@ class SegmentationHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(F.dropout2d(self.hidden(x), 0.1, self.training))
+
+
+def build_head(config: ModelConfig, in_channels: int) -> SegmentationHead | MultiScalePooling:
+    """The head of a single-frame model: that of ESPNetv2 is the last pooling of its decoder."""
+    if config.features == "espnet":
+        return MultiScalePooling(in_channels, config.head_channels, config.num_classes, bias=True)
+    return SegmentationHead(in_channels, config.head_channels, config.num_classes)

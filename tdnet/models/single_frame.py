@@ -1,10 +1,10 @@
-"""The single-frame baselines: PSPNet and BiSeNet*."""
+"""Models of single frames: the baselines and small networks."""
 
 from torch import Tensor, nn
 
 from tdnet.architectures import ModelConfig
 from tdnet.models.features import build_features
-from tdnet.models.heads import SegmentationHead
+from tdnet.models.heads import build_head
 from tdnet.models.layers import resize
 
 
@@ -15,9 +15,7 @@ class SingleFrameModel(nn.Module):
         super().__init__()
         self.config = config
         self.features = build_features(config)
-        self.head = SegmentationHead(
-            self.features.out_channels, config.head_channels, config.num_classes
-        )
+        self.head = build_head(config, self.features.out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised images ``[B, 3, H, W]`` to logits ``[B, K, H, W]``."""
@@ -25,14 +23,14 @@ class SingleFrameModel(nn.Module):
         return resize(self.coarse_logits(image), (height, width))
 
     def coarse_logits(self, image: Tensor) -> Tensor:
-        """Normalised images ``[B, 3, H, W]`` to logits at stride 8."""
+        """Normalised images ``[B, 3, H, W]`` to logits at stride 8 (2 for ESPNetv2)."""
         return self.head(self.features(image))
 
     def start(self, path: int = 0) -> None:
         """The stream of a new video: there is nothing to remember, and one path."""
 
     def label(self, image: Tensor, stream: None) -> tuple[Tensor, None]:
-        """Logits of the next frame at stride 8."""
+        """Coarse logits of the next frame."""
         return self.coarse_logits(image), None
 
     def prepare(self, stream: None) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdnet.models.features import PyramidFeatures
+from tdnet.models.heads import SegmentationHead
 from tdnet.models.single_frame import SingleFrameModel
 from tdnet.training.losses import Opinions
 
@@ -67,11 +68,13 @@ class Teacher(nn.Module):
         # Slice i of every part, of the map and of the weights alike.
         numbers = torch.arange(sum(self.parts), device=features.device).split(self.parts)
         channels = torch.cat([part.chunk(self.groups)[group] for part in numbers])
-        hidden = model.head.hidden
+        head = model.head
+        assert isinstance(head, SegmentationHead)
+        hidden = head.hidden
         of_group = F.conv2d(features[:, channels], hidden.conv.weight[:, channels], padding=1)
         if self.published:
             of_group = of_group * self.groups
-        return model.head.classifier(F.relu(hidden.norm(of_group)))
+        return head.classifier(F.relu(hidden.norm(of_group)))
 
 
 def _parts(model: nn.Module) -> list[int]:

@@ -25,6 +25,8 @@ def test_what_an_older_file_leaves_out_is_as_in_the_row():
         ({"backbone": "resnet-19"}, "backbone: expected one of resnet-18, .*, got 'resnet-19'"),
         ({"backbone": 18}, "backbone: expected one of .*, got 18"),
         ({"features": "unet"}, "features: expected one of pyramid, .*, got 'unet'"),
+        ({"features": "espnet"}, "features: expected espnet for .*, got espnet for resnet-18"),
+        ({"backbone": "espnetv2"}, "features: expected espnet .*, got pyramid for espnetv2"),
         ({"num_paths": 0}, "num_paths: expected an integer from 1 to 16, got 0"),
         ({"num_paths": 17}, "num_paths: expected an integer from 1 to 16, got 17"),
         ({"value_channels": True}, "value_channels: expected an integer from 1 to .*, got True"),

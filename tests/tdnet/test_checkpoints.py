@@ -7,7 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tdnet import build_model, checkpoints, load_checkpoint, save_checkpoint
-from tdnet.checkpoints import PUBLISHED_MODELS, from_published, published_name
+from tdnet.checkpoints import PUBLISHED_MODELS, from_espnetv2, from_published, published_name
+from tdnet.models.espnetv2_names import espnetv2_name
 
 
 def published_weights(model):
@@ -204,6 +205,60 @@ class TestPublished:
     def test_unknown_name(self, pspnet):
         with pytest.raises(ValueError, match=r"name: expected one of .*, got 'td9'"):
             from_published(published_weights(pspnet), "td9")
+
+
+@pytest.fixture(scope="module")
+def espnetv2():
+    return build_model("espnetv2", 4)
+
+
+class TestEspnetv2:
+    def weights(self, model):
+        """The weights of one of our models, with a background, as the authors name them."""
+        weights = {espnetv2_name(own): tensor for own, tensor in model.state_dict().items()}
+        assert len(weights) == len(model.state_dict())
+        for name in ("bu_dec_l4.merge_layer.3.weight", "bu_dec_l4.merge_layer.3.bias"):
+            weights[name] = torch.cat((weights[name], weights[name][:1]))
+        for level in (2, 3, 4):
+            weights[f"base_net.level{level}_0.eesp.module_act.weight"] = torch.ones(5)
+        return weights
+
+    def test_names(self):
+        expected = {
+            "features.backbone.stem.norm.bias": "base_net.level1.bn.bias",
+            "features.backbone.down4.unit.branches.2.weight": (
+                "base_net.level2_0.eesp.spp_dw.2.conv.weight"
+            ),
+            "features.backbone.down8.remind.1.norm.bias": "base_net.level3_0.inp_reinf.1.bn.bias",
+            "features.backbone.units16.6.act.weight": "base_net.level4.6.module_act.weight",
+            "features.decoder.1.merged.act.weight": "bu_br_l3.1.weight",
+            "features.decoder.0.shortcut.reduce.norm.bias": (
+                "merge_enc_dec_l2.expansion_layer.cbr.1.bias"
+            ),
+            "head.joined.act.weight": "bu_dec_l4.merge_layer.0.br.1.weight",
+        }
+        assert {own: espnetv2_name(own) for own in expected} == expected
+        with pytest.raises(ValueError, match=r"own: expected a weight of .*, got 'norm\.bias'"):
+            espnetv2_name("norm.bias")
+
+    @pytest.mark.parametrize("name", [None, "espnetv2"])
+    def test_the_background_is_left_out(self, espnetv2, tmp_path, name):
+        torch.save(self.weights(espnetv2), tmp_path / "model.pth")
+        loaded = load_checkpoint(tmp_path / "model.pth", name)
+        assert_same_weights(loaded, espnetv2)
+        assert not loaded.training
+
+    def test_weights_that_do_not_fit(self, espnetv2):
+        weights = self.weights(espnetv2)
+        del weights["bu_br_l2.0.bias"]
+        weights["bu_dec_l4.merge_layer.3.bias"] = torch.tensor(1.0)
+        with pytest.raises(ValueError, match="do not fit espnetv2; 1 missing: bu_br_l2") as caught:
+            from_espnetv2(weights)
+        assert "bu_dec_l4.merge_layer.3.bias: expected [4], got []" in str(caught.value)
+
+    def test_another_model(self, pspnet):
+        with pytest.raises(ValueError, match="do not fit espnetv2"):
+            from_espnetv2(published_weights(pspnet))
 
 
 class Harmful:

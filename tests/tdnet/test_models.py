@@ -7,6 +7,7 @@ from tdnet.models import SingleFrameModel, TDNet, model_names
 from tdnet.models.backbone import build_backbone
 from tdnet.models.bilateral import AttentionRefinement, BilateralFeatures, FeatureFusion
 from tdnet.models.encoding import Encoding
+from tdnet.models.espnetv2 import EspnetFeatures
 from tdnet.models.layers import SpatialLayerNorm
 from tdnet.models.pyramid import PyramidPooling
 from tdnet.models.resnet import ResNet
@@ -178,8 +179,19 @@ def test_levels_of_odd_sizes_are_aligned():
         torch.testing.assert_close(mirrored.flip(3), output, rtol=1e-3, atol=1e-4)
 
 
-def test_every_weight_of_a_small_pyramid_network_counts():
-    model = build_model("lite0", 4)
+@pytest.mark.parametrize("stride", [2, 8])
+def test_espnetv2_at_any_size(stride):
+    features = EspnetFeatures(build_backbone("espnetv2", dilated=False), stride).eval()
+    size = {2: (32, 33, 45), 8: (64, 9, 12)}[stride]
+    with torch.inference_mode():
+        assert features(torch.randn(1, 3, 65, 90)).shape == (1, *size)
+    with pytest.raises(ValueError, match="dilated: expected False for espnetv2, got True"):
+        build_backbone("espnetv2", dilated=True)
+
+
+@pytest.mark.parametrize("name", ["lite0", "espnetv2"])
+def test_every_weight_of_a_small_network_counts(name):
+    model = build_model(name, 4)
     model(torch.randn(2, 3, 65, 65)).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
