@@ -1,4 +1,4 @@
-"""The command line: `tdnet segment`."""
+"""The command line: `tdnet segment`, `tdnet eval`, ..."""
 
 from tdnet.cli.app import main
 

@@ -7,7 +7,11 @@ from typing import Annotated
 import typer
 
 from tdnet.architectures import model_names
+from tdnet.cli.attention import attention
+from tdnet.cli.eval import evaluate_checkpoint
 from tdnet.cli.options import DEMO_OUTPUT, SegmentOptions
+from tdnet.cli.report import report
+from tdnet.cli.train import train
 
 DEFAULT_MODEL = "td4-psp18"
 
@@ -146,28 +150,10 @@ def segment(
     raise typer.Exit(segment_to_file(options))
 
 
-@app.command()
-def train(
-    config: Annotated[str, typer.Argument(help="YAML file, such as those of configs/.")],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder of the weights, and of the state from which the same command goes on.",
-        ),
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="In place of the file's: data.root=/data"),
-    ] = None,
-) -> None:
-    """Train a model on labelled videos. Under torchrun, on several GPUs."""
-    # Here, since it imports torch.
-    from tdnet.cli.train import train as run_training
-
-    raise typer.Exit(run_training(config, output, settings or []))
+app.command()(train)
+app.command("eval")(evaluate_checkpoint)
+app.command()(report)
+app.command()(attention)
 
 
 def main() -> None:

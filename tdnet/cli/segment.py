@@ -51,10 +51,10 @@ def segment_to_file(options: SegmentOptions) -> int:
         size = None if options.size is None else parse_size(options.size)
         source = _open_source(options)
         _refuse_same_file(options)
-        device = _device(options.device)
+        device = parse_device(options.device)
         writer = open_writer(options.output, source, options.alpha)
     except (VideoError, ValueError, RuntimeError, OSError) as error:
-        return _fail(error)
+        return fail(error)
     return segment_source(source, writer, lambda: _segmenter(options, size, device), str(device))
 
 
@@ -107,7 +107,7 @@ def _report(
         say(latency_report(latencies))
         say(f"backend: {describe(device)}")
     if failure is not None:
-        return _fail(failure, f"the {kept} finished frames are in {writer.path}" if kept else None)
+        return fail(failure, f"the {kept} finished frames are in {writer.path}" if kept else None)
     if end_request is not None:
         say(f"tdnet: interrupted ({end_request.name}) after {kept} frames", sys.stderr)
         return INTERRUPTED + end_request
@@ -150,7 +150,12 @@ def _refuse_same_file(options: SegmentOptions) -> None:
         raise VideoError(f"{options.output}: the output would replace the input")
 
 
-def _device(name: str | None) -> torch.device:
+def parse_device(name: str | None) -> torch.device:
+    """The device of a name; of None a GPU, if there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -178,12 +183,13 @@ def _segmenter(
     return VideoSegmenter(model.eval(), size)
 
 
-def _fail(error: Exception, kept: str | None = None) -> int:
+def fail(error: Exception, kept: str | None = None) -> int:
     """Say in one line what went wrong, and what is kept nevertheless."""
     message = str(error).strip()
     if not isinstance(error, VideoError):  # whose messages are one line, names of any kind in it
         message = next(iter(message.splitlines()), "")
-    if not isinstance(error, (VideoError, ValueError, RuntimeError, OSError)) or not message:
+    plain = (VideoError, ValueError, RuntimeError, OSError, ImportError)
+    if not isinstance(error, plain) or not message:
         message = f"{type(error).__name__}: {message}"
     say(f"tdnet: error: {message}" + (f"; {kept}" if kept else ""), sys.stderr)
     return FAILED

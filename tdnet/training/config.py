@@ -43,7 +43,7 @@ class DataOptions:
     """Which frames it learns from.
 
     Attributes:
-        format: of `tdnet.data.formats.labelled_videos`.
+        format: of `tdnet.data.catalog.labelled_videos`.
         root: its folder.
         split: the part to learn from.
         validation_split: the part to choose the best weights by; None: the last ones are kept.

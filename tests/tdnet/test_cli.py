@@ -358,7 +358,7 @@ def test_standard_input_is_read(tmp_path):
 )
 def test_a_device_that_is_not_there_is_named(name, message):
     with pytest.raises(ValueError, match=message):
-        segment._device(name)
+        segment.parse_device(name)
 
 
 def test_the_help_names_what_is_read():

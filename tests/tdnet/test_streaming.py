@@ -102,7 +102,7 @@ def test_paths_take_turns_from_the_first(td4):
 
 
 def test_a_video_may_start_at_any_path(td4):
-    """A window of m frames says what the forward of a clip does, wherever the paths began."""
+    """The last frame of a window is labelled as by the forward of a clip."""
     clip = torch.stack(images(4), dim=1)
     for start in range(4):
         segmenter = VideoSegmenter(td4)

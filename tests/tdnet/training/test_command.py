@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,11 +111,11 @@ def test_ctrl_c_keeps_the_state(folder):
     ],
 )
 def test_a_mistake_is_one_line(folder, arguments, message, monkeypatch, capsys):
-    from tdnet.cli.train import train
+    from tdnet.cli.train import run_training
 
     monkeypatch.chdir(folder)
     settings = [word for word in arguments[1:] if word != "--set"]
-    assert train(arguments[0], "mistake", settings) == 1
+    assert run_training(arguments[0], Path("mistake"), settings) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tdnet: error: ")
     assert message in line

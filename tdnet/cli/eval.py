@@ -1,0 +1,105 @@
+"""`tdnet eval`: how well, how steadily and how fast a checkpoint labels videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from tdnet.evaluation.evaluate import Orders
+    from tdnet.evaluation.results import Evaluation
+
+
+def evaluate_checkpoint(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Weights: .safetensors, or a published .pkl, .pth or .pt.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Layout: camvid, cityscapes, folder, ..."),
+    ],
+    root: Annotated[str, typer.Option(metavar="DIR", help="Its folder.")],
+    split: Annotated[str, typer.Option(help="Part of it: train, val, test.")] = "val",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Height and width that frames are resized to before they enter the network. "
+            "Labels are compared at the size of the true ones.",
+            show_default="as they come",
+        ),
+    ] = None,
+    gap: Annotated[int, typer.Option(min=1, help="The network sees every so manyth frame.")] = 1,
+    orders: Annotated[
+        str,
+        typer.Option(
+            metavar="all|first",
+            help="Mean over the m orders of the paths, as in the paper, or the first alone.",
+        ),
+    ] = "all",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="cpu, cuda or cuda:1, ...",
+            show_default="cuda if there is one, else cpu",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the results to a file, too.")
+    ] = None,
+) -> None:
+    """Measure a checkpoint on labelled videos: mIoU, steadiness and latency."""
+    # Here, since they import torch.
+    from tdnet.checkpoints import load_checkpoint
+    from tdnet.cli.progress import progress_bar
+    from tdnet.cli.segment import fail, parse_device, parse_size
+    from tdnet.data.catalog import labelled_videos
+    from tdnet.evaluation.evaluate import evaluate
+
+    try:
+        if out is not None and not out.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {out}: there is no folder {out.parent}")
+        network_size = None if size is None else parse_size(size)
+        videos = labelled_videos(data, root, split)
+        model = load_checkpoint(checkpoint, device=parse_device(device))
+        with progress_bar(f"{data} {split}", None) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.finish(total)
+                bar.advance()
+
+            result = evaluate(
+                model,
+                videos,
+                size=network_size,
+                gap=gap,
+                orders=cast("Orders", orders),
+                data=f"{data} {split}",
+                progress=show,
+            )
+        if out is not None:
+            out.write_text(result.to_json(), encoding="utf-8")
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        raise typer.Exit(fail(error)) from error
+    _print(result)
+
+
+def _print(result: Evaluation) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tdnet.evaluation.report import class_rows, summary_rows
+
+    console = Console()
+    for heads, rows in (
+        ((f"{result.model} on {result.data}", ""), summary_rows(result)),
+        (("class", "IoU"), class_rows(result)),
+    ):
+        table = Table(*map(escape, heads))
+        for cells in rows:
+            table.add_row(*map(escape, cells))
+        console.print(table)

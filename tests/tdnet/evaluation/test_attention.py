@@ -1,0 +1,118 @@
+"""Weights over the window against the definitions of Eq. 4 and 5."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from tdnet import build_model, save_checkpoint
+from tdnet.architectures import ModelConfig
+from tdnet.cli.app import app
+from tdnet.evaluation.attention import look, weights_over_window, write_picture
+from tdnet.models import build
+from tdnet.preprocessing import images_of
+
+SIZE = (65, 97)
+
+
+@pytest.fixture(scope="module")
+def tiny4():
+    torch.manual_seed(0)
+    config = ModelConfig("td4-bise18", "resnet-18", "bilateral", 4, 8, 3, 8, norm_size=(5, 7))
+    return build(config).eval()
+
+
+@pytest.fixture(scope="module")
+def frames():
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (*SIZE, 3), dtype=np.uint8) for _ in range(4)]
+
+
+def affinity(query, key):
+    """softmax(q k^T / sqrt(64)), `[N, M]`."""
+    q, k = (x[0].flatten(1) for x in (query, key))
+    return (q.T @ k / 8).softmax(-1)
+
+
+@torch.inference_mode()
+def test_weights_are_rows_of_products_of_affinities(tiny4, frames):
+    images = [images_of(torch.from_numpy(frame)[None]) for frame in frames]
+    window = [
+        tiny4.store(tiny4.encode(image, place), place)
+        for image, place in zip(images[:3], (3, 0, 1), strict=True)
+    ]
+    query = tiny4.encode(images[3], 2).query
+    product = affinity(query, window[2].key)
+    expected = [product]
+    for newer, older in ((2, 1), (1, 0)):
+        product = product @ affinity(window[newer].query, window[older].key)
+        expected.insert(0, product)
+    seen = look(tiny4, frames, 3)
+    # 65 x 97 pixels are 9 x 13 features, 3 x 4 when pooled.
+    found = weights_over_window(seen, (24, 40))
+    assert [weights.shape for weights in found] == [(3, 4)] * 3
+    for weights, matrix in zip(found, expected, strict=True):
+        np.testing.assert_allclose(weights.ravel(), matrix[3 * 13 + 5], rtol=1e-3)
+        assert weights.sum() == pytest.approx(1, abs=1e-5)
+    corner = weights_over_window(seen, (64, 96))[2]
+    np.testing.assert_allclose(corner.ravel(), expected[2][-1], rtol=1e-3)
+
+
+def test_a_picture_has_all_frames(tiny4, frames, tmp_path):
+    pytest.importorskip("matplotlib")
+    write_picture(tmp_path / "look.png", look(tiny4, frames, 0, (33, 49)), (10, 20))
+    with Image.open(tmp_path / "look.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape[1] > 4 * pixels.shape[0] / 2
+    green = (pixels == (0, 255, 0)).all(-1)
+    assert green[:, -pixels.shape[1] // 4 :].any()
+    assert not green[:, : pixels.shape[1] // 2].any()
+
+
+def test_what_cannot_be_looked_at(tiny4, frames):
+    with pytest.raises(ValueError, match="frames: expected 4 as paths, got 3"):
+        look(tiny4, frames[:3], 0)
+    with pytest.raises(ValueError, match="path: expected 0 to 3, got 4"):
+        look(tiny4, frames, 4)
+    seen = look(tiny4, frames, 0)
+    for pixel in ((65, 0), (0, 97), (-1, 0)):
+        with pytest.raises(ValueError, match="pixel: expected a row below 65 and .* 97"):
+            weights_over_window(seen, pixel)
+
+
+@pytest.fixture
+def video(frames, tmp_path):
+    (tmp_path / "in").mkdir()
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{index}.png")
+    return tmp_path / "in"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["attention", *map(str, arguments)])
+
+
+def test_the_command_writes_a_picture(tiny4, video, tmp_path):
+    pytest.importorskip("matplotlib")
+    save_checkpoint(tiny4, tmp_path / "tiny.safetensors")
+    options = ["--weights", tmp_path / "tiny.safetensors", "-o", tmp_path / "look.png"]
+    result = invoke(video, *options, "--frame", 3, "--pixel", 10, 20)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
+    for frame, pixel, message in (
+        (2, (0, 0), "--frame: expected 3 or more, so that frames are before it, got 2"),
+        (4, (0, 0), "--frame: expected one of the 4 frames of"),
+        (3, (65, 0), "pixel: expected a row below 65"),
+    ):
+        result = invoke(video, *options, "--frame", frame, "--pixel", *pixel)
+        assert result.exit_code == 1
+        assert message in result.stderr
+
+
+def test_single_frame_models_remember_nothing(video, tmp_path):
+    save_checkpoint(build_model("bisenet-18", 3), tmp_path / "single.safetensors")
+    options = ["--weights", tmp_path / "single.safetensors", "-o", tmp_path / "look.png"]
+    result = invoke(video, *options, "--frame", 3, "--pixel", 0, 0)
+    assert result.exit_code == 1
+    assert "--weights: expected a TDNet, got bisenet-18" in result.stderr

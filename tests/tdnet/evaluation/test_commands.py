@@ -1,0 +1,144 @@
+"""tdnet eval and tdnet report."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tdnet import save_checkpoint
+from tdnet.cli.app import app
+from tdnet.evaluation.evaluate import evaluate
+from tdnet.evaluation.metrics import Interval
+from tdnet.evaluation.report import markdown
+from tdnet.evaluation.results import Evaluation, Latency, SteadyShare
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_checkpoint(tiny, path)
+    return path
+
+
+def test_eval_says_and_writes_what_evaluate_measures(
+    checkpoint, tiny, videos, videos_root, tmp_path
+):
+    pytest.importorskip("cv2")
+    out = tmp_path / "tiny.json"
+    options = ["--data", "folder", "--root", videos_root, "--size", "25x41", "--gap", 2]
+    result = invoke("eval", checkpoint, *options, "--device", "cpu", "--out", out)
+    assert result.exit_code == 0, result.output
+    found = Evaluation.from_json(out.read_text())
+    expected = evaluate(tiny, videos, size=(25, 41), gap=2, data="folder val")
+    same = dataclasses.replace(expected, latency=found.latency)
+    assert found == same
+    for text in ("td2-bise34 on folder val", "mIoU", f"{100 * found.miou:.1f}", "TC (DIS)", "VC8"):
+        assert text in result.stdout
+    assert "25x41, every 2. frame" in result.stdout
+    for name, iou in zip(("sky", "road", "car"), found.class_iou, strict=True):
+        assert [name, f"{100 * iou:.1f}"] in [
+            line.split()[1::2] for line in result.stdout.splitlines()
+        ]
+
+
+def test_failures_of_eval_are_one_line(checkpoint, videos_root, tmp_path, monkeypatch):
+    usual = {"--data": "folder", "--root": videos_root, "--device": "cpu"}
+    for changes, message in (
+        ({"--data": "nothing"}, "name: expected one of camvid, cityscapes, "),
+        ({"--root": tmp_path}, "classes.txt: no such file"),
+        ({"--split": "test"}, "test: no such folder"),
+        ({"--size": "5"}, "--size: expected HEIGHTxWIDTH"),
+        ({"--orders": "some"}, "orders: expected one of all, first, got 'some'"),
+        ({"--out": tmp_path / "none" / "x.json"}, "there is no folder"),
+    ):
+        options = [part for option in (usual | changes).items() for part in option]
+        result = invoke("eval", checkpoint, *options)
+        assert result.exit_code == 1, message
+        (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+        assert message in line
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    result = invoke("eval", checkpoint, *(part for option in usual.items() for part in option))
+    assert 'tdnet: error: optical flow needs cv2: pip install "tdnet[train]"' in result.stderr
+
+
+# --- Report --------------------------------------------------------------------------------------
+
+
+def result_of(right, latency=20.0, tc=0.8, data="folder val"):
+    """Of two classes, in ten frames; of each class a share of 100 pixels is right."""
+    hits = np.full(10, round(100 * right)) + np.arange(10) % 2
+    frames = np.array([[[h, 100 - h], [100 - h, h]] for h in hits], np.int32)
+    return Evaluation(
+        model="td4-psp18",
+        data=data,
+        class_names=("a", "b|c"),
+        size=None,
+        gap=1,
+        frames=10,
+        miou=right,
+        miou_interval=Interval(right - 0.1, right + 0.1),
+        miou_of_orders=(right,),
+        mean_accuracy=right,
+        pixel_accuracy=right,
+        class_iou=(right, None),
+        tc=tc,
+        tc_seen=tc,
+        vc=(SteadyShare(8, 3, 0.9, 0.8), SteadyShare(16, 0, None, None)),
+        latency=None if latency is None else Latency(latency, 25, 30, 9),
+        backend="cpu",
+        confusions=frames[None],
+    )
+
+
+def test_a_report_compares_with_its_first_row():
+    results = [
+        ("one", result_of(0.5)),
+        ("two", result_of(0.6, latency=None, tc=None)),
+        ("far", result_of(0.7, data="camvid val")),
+    ]
+    head, _, one, two, far = markdown(results).split("\n\n")[0].splitlines()
+    assert head.count("|") == one.count("|")
+    assert "| 50.0 [40.0, 60.0] | - | 50.0 | 80.0 | 80.0 | 90.0 (80.0) | - |" in one
+    assert "20.0 / 25.0 / 30.0" in one
+    difference = two.split(" | ")[3]
+    # 60.5 of 139.5 pixels against 50.5 of 149.5.
+    assert difference.startswith("+9.6 [+9.")
+    assert far.split(" | ")[3] == "-"
+
+
+def test_report_writes_a_table_and_a_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name, result in (("one", result_of(0.5)), ("two", result_of(0.6, latency=None, tc=None))):
+        (tmp_path / f"{name}.json").write_text(result.to_json())
+    out = tmp_path / "docs" / "results"
+    result = invoke("report", tmp_path / "one.json", tmp_path / "two.json", "-o", out)
+    assert result.exit_code == 0, result.output
+    text = (out / "results.md").read_text()
+    assert text.startswith("|  | data | mIoU |")
+    assert "| two | folder val | 60.0 [50.0, 70.0] |" in text
+    assert "(results.png)" in text
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "bad.json").write_text(json.dumps({"format": "other"}))
+    for paths, message in (
+        (["one.json", "one.json"], "one.json: expected another name for each file, got one twice"),
+        (["bad.json"], "bad.json: expected a result of tdnet eval"),
+        (["none.json"], "No such file"),
+    ):
+        result = invoke("report", *(tmp_path / path for path in paths), "-o", out)
+        assert result.exit_code == 1
+        assert message in result.stderr
+
+
+def test_without_matplotlib_report_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "one.json").write_text(result_of(0.5).to_json())
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = invoke("report", tmp_path / "one.json", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert 'a plot needs matplotlib: pip install "tdnet[train]"' in result.stderr
