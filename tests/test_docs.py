@@ -164,6 +164,9 @@ def sources(program):
     name = program.split()[-1]
     if program == "tdnet segment":
         return [ROOT / "tdnet" / "cli" / "app.py"]
+    if program.startswith("tdnet "):
+        place = ROOT / "tdnet" / "cli" / f"{name}.py"
+        return [place] if place.is_file() else []
     if program == "pytest":
         return [ROOT / "tests" / "conftest.py"]
     if program.startswith("python -m"):

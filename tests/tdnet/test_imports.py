@@ -24,7 +24,18 @@ def run_python(code, folder):
     return result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["segment", "--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["segment", "--help"],
+        ["eval", "--help"],
+        ["report", "--help"],
+        ["attention", "--help"],
+        ["--version"],
+        [],
+    ],
+)
 def test_help_and_version_import_nothing_slow(tmp_path, arguments):
     code = f"""
         import sys

@@ -77,7 +77,7 @@ def test_what_cannot_be_looked_at(tiny4, frames):
         look(tiny4, frames, 4)
     seen = look(tiny4, frames, 0)
     for pixel in ((65, 0), (0, 97), (-1, 0)):
-        with pytest.raises(ValueError, match="pixel: expected a row below 65 and .* 97"):
+        with pytest.raises(ValueError, match=r"pixel: expected a row below 65 and .* 97"):
             weights_over_window(seen, pixel)
 
 

@@ -27,9 +27,7 @@ def checkpoint(tiny, tmp_path_factory):
     return path
 
 
-def test_eval_says_and_writes_what_evaluate_measures(
-    checkpoint, tiny, videos, videos_root, tmp_path
-):
+def test_eval_says_what_evaluate_measures(checkpoint, tiny, videos, videos_root, tmp_path):
     pytest.importorskip("cv2")
     out = tmp_path / "tiny.json"
     options = ["--data", "folder", "--root", videos_root, "--size", "25x41", "--gap", 2]
@@ -42,10 +40,9 @@ def test_eval_says_and_writes_what_evaluate_measures(
     for text in ("td2-bise34 on folder val", "mIoU", f"{100 * found.miou:.1f}", "TC (DIS)", "VC8"):
         assert text in result.stdout
     assert "25x41, every 2. frame" in result.stdout
+    rows = [line.split()[1::2] for line in result.stdout.splitlines()]
     for name, iou in zip(("sky", "road", "car"), found.class_iou, strict=True):
-        assert [name, f"{100 * iou:.1f}"] in [
-            line.split()[1::2] for line in result.stdout.splitlines()
-        ]
+        assert [name, f"{100 * iou:.1f}"] in rows
 
 
 def test_failures_of_eval_are_one_line(checkpoint, videos_root, tmp_path, monkeypatch):
