@@ -1,5 +1,6 @@
 """Which kernels attention_propagate takes, of several heads too, and what it copies for them."""
 
+import emulator
 import pytest
 import torch
 
@@ -33,8 +34,8 @@ def odd(*shape):
     return x.as_strided(x.shape, strides)
 
 
-def call(q, k, v, heads, weight=None):
-    return torch.ops.tdnet_emulator.attention_propagate(q, k, v, None, weight, None, None, heads)
+def call(q, k, v, heads, weight=None, scale=None):
+    return torch.ops.tdnet_emulator.attention_propagate(q, k, v, None, weight, None, scale, heads)
 
 
 def first_kernel(operators, *arguments):
@@ -110,6 +111,40 @@ def test_every_head_fills_the_device(operators, key_channels):
     assert launches(operators, *example(16, key_channels), 16) == 1
 
 
+def test_every_slice_of_channels_fills_the_device(operators):
+    """With room for as many blocks as there are slices, keys are whole."""
+    operators.set(multiprocessors=2)
+    assert launches(operators, *example(1, value_channels=256), 1) == 2
+    assert launches(operators, *example(1, value_channels=512), 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "slices"), [(128, 1), (136, 1), (256, 1), (264, 3), (512, 2), (520, 3)]
+)
+def test_slices_of_channels_leave_least_to_do(operators, channels, slices):
+    with operators.counting() as counts:
+        call(*example(1, value_channels=channels), 1)
+    assert counts.blocks == slices
+
+
+def test_parts_have_two_tiles_of_keys(operators):
+    """128 keys stay whole."""
+    operators.set(multiprocessors=64)
+    assert launches(operators, *example(1, key_size=(8, 16)), 1) == 1
+    assert launches(operators, *example(1, key_size=(3, 43)), 1) == 2
+
+
+def test_large_tiles_of_keys_where_shared_memory_has_room(operators):
+    """They wait at half as many barriers."""
+    barriers = []
+    for most_shared in (emulator.MOST_SHARED, emulator.LITTLE_SHARED):
+        operators.set(most_shared=most_shared, multiprocessors=1)
+        with operators.counting() as counts:
+            call(*example(1, value_channels=256), 1)
+        barriers.append(counts.barriers)
+    assert 1.5 * barriers[0] < barriers[1]
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize(
     ("key_channels", "kernel"),
@@ -117,6 +152,15 @@ def test_every_head_fills_the_device(operators, key_channels):
 )
 def test_64_channels_of_a_head_take_the_tensor_core_kernel(operators, key_channels, kernel, heads):
     assert first_kernel(operators, *example(heads, key_channels), heads) == kernel
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("scale", "kernel"),
+    [(1e-27, "tensor_core_attention"), (1e-29, "propagate"), (0.0, "propagate")],
+)
+def test_next_to_no_scale_takes_the_other_kernel(operators, scale, kernel, sign):
+    assert first_kernel(operators, *example(1), 1, None, sign * scale) == kernel
 
 
 @pytest.mark.parametrize(

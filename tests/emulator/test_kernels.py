@@ -224,10 +224,26 @@ def test_a_failing_kernel_raises(operators):
         run_samples.check(sample)
 
 
-def test_more_pixels_than_a_kernel_can_count_are_refused(operators):
-    x = torch.zeros(1, 1, 1, 1).expand(1, 1, 46_341, 46_341)
-    with pytest.raises(RuntimeError, match=r"x: expected at most \d+ pixels, got 2147488281"):
-        torch.ops.tdnet_emulator.spatial_pool(x, 46_341, "subsample")
+@pytest.mark.parametrize("size", [(46_341, 46_341), (1, 2**31 - 1024)])
+def test_more_pixels_than_a_kernel_can_count_are_refused(operators, size):
+    """Nor the end of the last tile of pixels."""
+    x = torch.zeros(1, 1, 1, 1).expand(1, 1, *size)
+    pixels = size[0] * size[1]
+    with pytest.raises(RuntimeError, match=rf"x: expected at most \d+ pixels, got {pixels}"):
+        torch.ops.tdnet_emulator.spatial_pool(x, size[1], "subsample")
+
+
+def test_more_partials_than_a_kernel_can_sum_are_refused(operators):
+    x, weight = torch.ones(1, 8, 2, 3), torch.zeros(8, 8, 1, 1)
+
+    def update(count):
+        return torch.ops.tdnet_emulator.block_sum_update(
+            [x] * count, 0, x, weight, None, 0, 1, "none"
+        )
+
+    assert (update(33)[1] == 32).all()
+    with pytest.raises(RuntimeError, match=r"partials: expected at most 32 .*, got 33"):
+        update(34)
 
 
 # --- the tests of every route, here for the emulated one ------------------------------------------

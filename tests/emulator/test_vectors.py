@@ -1,4 +1,4 @@
-"""What may be read in vectors of 16 bytes, and looks like it but for one stride.
+"""What may be read in vectors of 16 bytes, and looks like it but for one stride or its start.
 
 Layouts that no sample has, since a gap there shows in no other dimension.
 """
@@ -39,3 +39,19 @@ def test_a_weight_of_one_output_channel_whose_rows_are_apart(operators, dtype):
     weight.copy_(normal(1, channels, 3, 3, dtype=dtype))
     x = normal(1, channels, 5, 6, dtype=dtype).contiguous(memory_format=torch.channels_last)
     assert_as_defined("block_sum_reduce", ([x], [weight], None, 1, 1, "none"), operators)
+
+
+def at_8_bytes(x):
+    """The same map in channels_last, from the middle of 16 bytes on."""
+    x, start = x.contiguous(memory_format=torch.channels_last), 8 // x.element_size()
+    storage = torch.full((start + x.numel(),), float("nan"), dtype=x.dtype)
+    return storage.as_strided(x.shape, x.stride(), start).copy_(x)
+
+
+@pytest.mark.parametrize("place", range(4), ids=["q", "k", "v", "residual"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_map_that_starts_at_8_bytes(operators, dtype, place):
+    q, k, v, residual = (normal(1, channels, 4, 6, dtype=dtype) for channels in (64, 64, 16, 16))
+    maps = [x.contiguous(memory_format=torch.channels_last) for x in (q, k, v, residual)]
+    maps[place] = at_8_bytes(maps[place])
+    assert_as_defined("attention_propagate", (*maps, None, None), operators)

@@ -86,6 +86,8 @@ TILES: dict[str, Shape] = {
     "three_tiles": (1, 64, 392, None, (11, 13), (9, 21), "r", None, growing(9.0)),
     "full_tiles": (1, 64, 256, None, (8, 17), (16, 16), "rb", None, growing(30.0)),
     "one_key_more": (2, 64, 264, None, (7, 5), (1, 193), "rb", -0.3, growing(60.0)),
+    # The last key of the last tile is missing.
+    "one_key_less": (1, 64, 24, None, (3, 5), (1, 127), "r"),
     "falling": (1, 64, 512, 512, (5, 50), (5, 52), "rb", None, growing(-40.0)),
     "most_keys": (1, 64, 200, None, (3, 5), (19, 31), "r", None, growing(70.0)),
     "narrow": (3, 64, 120, None, (13, 23), (10, 32), "rb", None, growing(20.0)),
@@ -95,6 +97,7 @@ TILES: dict[str, Shape] = {
     "scale_zero": (1, 64, 72, None, (3, 45), (3, 67), "rb", 0.0),
     "negative": (1, 64, 136, 144, (3, 45), (3, 67), "rb", -0.125, spike(33, 100, 20.0)),
     "huge": (1, 64, 136, None, (3, 45), (3, 67), "hb"),
+    "huge_negative": (1, 64, 24, None, (3, 45), (3, 67), "h", -0.125),
     "huge_narrow": (1, 64, 24, None, (3, 45), (10, 32), "hb", None, growing(20.0)),
     # Weights grow by less than what moves the maximum, for the sum of all but one tile.
     "huge_later": (1, 64, 24, None, (2, 8), (5, 64), "h", 0.01, step(64, 5.9)),

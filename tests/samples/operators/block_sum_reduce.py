@@ -48,6 +48,8 @@ SHAPES: dict[str, Shape] = {
 TILES: dict[str, Shape] = {
     "tiles": (2, [40, 24], 136, (9, 17), 3, True, 1, 1, "relu"),
     "many_blocks_tiles": (1, [3] * 18, 130, (12, 13), 1, True, 0, 1, "none"),
+    # Two launches of 16 blocks, the most of one.
+    "full_launches": (1, [3] * 32, 6, (4, 5), 1, True, 0, 1, "relu"),
     "dilated_tiles": (1, [33], 72, (13, 19), 3, True, 3, 3, "none"),
     # Taps move further along one side of the map than the other is long.
     "tall": (1, [8], 24, (29, 3), 3, True, 6, 6, "none"),
