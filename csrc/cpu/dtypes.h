@@ -15,6 +15,7 @@
 #include <optional>
 #include <vector>
 
+#include "../arithmetic.h"
 #include "../tensors.h"
 
 namespace tdnet::cpu {
@@ -49,7 +50,7 @@ inline const Tensor& with_huge_pages(const Tensor& x) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;
   const uintptr_t first = reinterpret_cast<uintptr_t>(x.mutable_data_ptr());
-  const uintptr_t begin = (first + kPage - 1) / kPage * kPage;
+  const uintptr_t begin = round_up(first, kPage);
   const uintptr_t end = (first + x.numel() * sizeof(float)) / kPage * kPage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif

@@ -24,18 +24,6 @@ __device__ __forceinline__ void copy_async_16(Shared shared, uint32_t offset, co
 #endif
 }
 
-// 4 bytes, both places aligned to 4.
-__device__ __forceinline__ void copy_async_4(Shared shared, uint32_t offset, const void* global,
-                                             bool valid TDNET_AND_WHERE) {
-#ifdef TDNET_EMULATOR
-  ::tdnet_emulator::copy_async(shared.pointer + offset, global, 4, valid, file, line);
-#else
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared.address + offset),
-               "l"(global), "r"(valid ? 4 : 0)
-               : "memory");
-#endif
-}
-
 __device__ __forceinline__ void copy_async_commit() {
 #ifdef TDNET_EMULATOR
   ::tdnet_emulator::copy_async_commit();

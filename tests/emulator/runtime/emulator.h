@@ -80,12 +80,7 @@ T atomicMin(T* place, std::type_identity_t<T> x) {
   return tdnet_emulator::atomic_update(place, [&](T old) { return std::min(old, x); });
 }
 
-template <class T>
-T __ldg(const T* place) {
-  return *place;
-}
 inline float __frcp_rn(float x) { return 1.f / x; }
-inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 inline int min(int a, int b) { return std::min(a, b); }
 inline int max(int a, int b) { return std::max(a, b); }
 inline unsigned min(unsigned a, unsigned b) { return std::min(a, b); }
