@@ -9,7 +9,7 @@
 #include <atomic>
 
 #include "cpu/instruction_sets.h"
-#include "cuda/limits.h"
+#include "cuda/kernels/limits.h"
 #include "schemas.h"
 #include "tensors.h"
 
@@ -32,8 +32,7 @@ BuildInfo build_info() {
           .compiler = __VERSION__,
           .cpu_compiled = cpu::compiled_instruction_sets(),
           .cpu_in_use = cpu::instruction_set_name(),
-          // All but one of them are addends.
-          .cuda_most_partials = cuda::kMostAddends + 1};
+          .cuda_most_partials = cuda::kMostPartials};
 }
 
 void expect_definitions() { definitions_expected = true; }

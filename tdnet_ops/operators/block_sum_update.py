@@ -116,7 +116,8 @@ def _cuda_limit(a: Any) -> str | None:
     most = _library.CUDA_MOST_PARTIALS
     if len(a.partials) <= most:
         return None
-    return f"its kernel sums at most {most} partials, got {len(a.partials)}"
+    count = len(a.partials)
+    return f"partials: expected at most {most}, as many as the CUDA kernel sums, got {count}"
 
 
 _OPERATOR = Operator(

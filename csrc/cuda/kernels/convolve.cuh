@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
-#include "../limits.h"
 #include "../tiles/map.h"
+#include "limits.h"
 
 namespace tdnet::cuda {
 

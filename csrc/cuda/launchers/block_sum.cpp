@@ -5,6 +5,7 @@
 
 #include "../../checks.h"
 #include "../../tensors.h"
+#include "../kernels/limits.h"
 #include "convolve.h"
 #include "registration.h"
 
@@ -46,6 +47,9 @@ std::tuple<Tensor, Tensor> block_sum_update(const std::vector<Tensor>& partials,
                                           weight, bias, padding, dilation, activation, allow_tf32);
     return {results[0], results[1]};
   }
+  // As tdnet_ops/operators/block_sum_update.py says before a call.
+  check(partials.size() <= kMostPartials, "partials: expected at most ", kMostPartials,
+        ", as many as the CUDA kernel sums, got ", partials.size());
   std::vector<Tensor> others = partials;
   others.erase(others.begin() + index);
   Tensor partial = empty_map(x, x.scalar_type(), shape);

@@ -18,7 +18,8 @@ struct ConvolutionArguments {
   std::vector<Tensor> blocks;   // [B, C_i, H, W]
   std::vector<Tensor> weights;  // [C_out, C_i, k, k]
   std::optional<Tensor> bias = std::nullopt;
-  // Maps added to the sum of the convolutions, which stands at `place` in their order.
+  // At most kMostAddends maps, added to the sum of the convolutions, which stands at `place` in
+  // their order.
   std::vector<Tensor> addends = {};
   int64_t place = 0;
   int64_t padding = 0, dilation = 1;
