@@ -352,7 +352,7 @@ inline MatrixShape check_upsample_argmax(const Tensor& logits, const std::vector
   check(dtype == ScalarType::Byte || dtype == ScalarType::Long,
         "dtype: expected one of [torch.uint8, torch.int64], got ", dtype_name(dtype));
   check(dtype == ScalarType::Long || logits.size(1) <= 256,
-        "dtype: uint8 holds 256 classes, got logits with ", logits.size(1), "; use torch.int64");
+        "dtype: expected torch.int64 for logits of ", logits.size(1), " classes, got torch.uint8");
   return {logits.size(0), size[0], size[1]};
 }
 

@@ -19,6 +19,15 @@ ACTIVATIONS = ("none", "relu")
 MOST_PIXELS = 2**31 - 1
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LABELS = (torch.uint8, torch.int64)
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+_A_FLOAT = _one_of([str(dtype).removeprefix("torch.") for dtype in FLOATS])
+_A_LABEL = _one_of([str(dtype) for dtype in LABELS])
 
 
 def _shape(x: Tensor) -> list[int]:
@@ -33,7 +42,7 @@ def check_tensor(name: str, x: object, rank: int) -> Tensor:
     if x.is_nested:
         raise TypeError(f"{name}: expected a dense (strided) tensor, got a nested one")
     if x.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+        raise TypeError(f"{name}: expected {_A_FLOAT}, got {x.dtype}")
     if x.dim() != rank:
         raise ValueError(f"{name}: expected {rank} dimensions, got shape {_shape(x)}")
     return x
@@ -134,7 +143,7 @@ def two_integers(name: str, value: Any) -> list[int]:
 
 def label_dtype(name: str, value: object) -> None:
     if not isinstance(value, torch.dtype):
-        raise TypeError(f"{name}: expected torch.uint8 or torch.int64, got {_what(value)}")
+        raise TypeError(f"{name}: expected {_A_LABEL}, got {_what(value)}")
 
 
 def check_positive(name: str, value: int) -> None:

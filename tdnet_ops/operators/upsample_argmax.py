@@ -11,8 +11,6 @@ from torch import Tensor
 from tdnet_ops import checks
 from tdnet_ops.operators.operator import Operator, call
 
-_LABELS = (torch.uint8, torch.int64)
-
 
 def upsample_argmax(
     logits: Tensor,
@@ -49,10 +47,10 @@ def check_upsample_argmax(
     checks.check_has_pixels("logits", logits)
     checks.check_output_size(size)
     dtype = label_dtype(dtype)
-    checks.check_choice("dtype", dtype, _LABELS)
+    checks.check_choice("dtype", dtype, checks.LABELS)
     if dtype == torch.uint8 and logits.shape[1] > 256:
         raise ValueError(
-            f"dtype: uint8 holds 256 classes, got logits with {logits.shape[1]}; use torch.int64"
+            f"dtype: expected torch.int64 for logits of {logits.shape[1]} classes, got torch.uint8"
         )
     return [logits.shape[0], size[0], size[1]]
 
