@@ -65,10 +65,11 @@ def test_it_touches_one_file_in_each_room():
     text = (ROOT / "docs" / "development.md").read_text().partition("## Adding an operator")[2]
     rows = [row for row in text.splitlines() if row.startswith("| `")]
     rooms = {name for row in rows for name in re.findall(r"`([^`]*)`", row.split("|")[1])}
-    optional = {name for name in rooms if "cuda/" in name or "triton/" in name}
+    optional = {name for name in rooms if re.search("cuda/|triton/|flop_counts", name)}
     expected = {name.replace("<name>", "null") for name in rooms - optional}
-    # Where Python exports it by name.
-    assert touched == expected | {"tdnet_ops/operators/__init__.py"}
+    # Where Python exports it by name, and where it is told what is lacking on purpose.
+    by_name = {"tdnet_ops/operators/__init__.py", "tests/tdnet_ops/test_rooms.py"}
+    assert touched == expected | by_name
 
 
 @pytest.mark.slow

@@ -116,7 +116,9 @@ def test_autocast(sample, route, dtype):
     rounded = samples.convert(sample.arguments(), lambda x: x.to(wanted))
     exact = samples.tensors([getattr(reference, sample.operator)(*samples.widen(rounded))])
     for out, right in zip(outputs, exact, strict=True):
-        assert out.dtype == wanted
+        file = f"tdnet_ops/operators/{sample.operator}.py"
+        told = f"{file}: expected {wanted}, got {out.dtype}: see autocast in its record"
+        assert out.dtype == wanted, told
         atol = 2 * torch.finfo(wanted).eps * max(1, right.abs().max().item())
         torch.testing.assert_close(out.double(), right, rtol=0, atol=atol)
     sum(out.float().sum() for out in outputs).backward()
