@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,19 +13,25 @@ from torch import Tensor
 from tdnet_ops.triton.shared.choices import Call, Choices
 from tdnet_ops.triton.tuning.table import Configuration, Table
 
-# Of the process, as Triton's driver is.
-_choices = Choices(Table.read())
+
+@dataclass
+class _Process:
+    """What all launches of the process share, as they do Triton's driver."""
+
+    choices: Choices
+
+
+_process = _Process(Choices(Table.read()))
 
 
 @contextlib.contextmanager
 def choosing_from(choices: Choices) -> Iterator[None]:
     """Inside the block launches, of every thread, take their configurations from `choices`."""
-    global _choices
-    usual, _choices = _choices, choices
+    usual, _process.choices = _process.choices, choices
     try:
         yield
     finally:
-        _choices = usual
+        _process.choices = usual
 
 
 def launch(
@@ -50,7 +57,8 @@ def launch(
         triton.OutOfResources and other errors of Triton: no candidate fits.
     """
     with current_device(like.device):
-        _choices.launch(like.device, shape_class, Call(kernel, candidates, programs, arguments))
+        call = Call(kernel, candidates, programs, arguments)
+        _process.choices.launch(like.device, shape_class, call)
 
 
 def current_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
