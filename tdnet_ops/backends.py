@@ -134,7 +134,7 @@ def _why_not_triton(device_type: str) -> str | None:
 
 def _why_not_cuda(device: torch.device) -> str | None:
     if not _library.CUDA_ARCHITECTURES:
-        return f"no CUDA kernels were compiled in ({_library.CUDA_STATUS})"
+        return f"its kernels were {_library.CUDA_STATUS}"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
     if device.type != "cuda":
