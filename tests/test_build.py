@@ -298,7 +298,14 @@ def test_requirement_agrees_with_the_metadata_and_the_abi_target():
 
 # --- the source distribution and the checkout ----------------------------------------------------
 
-PACKAGES = ["build_tools", "csrc", "tdnet", "tdnet_ops", "tests"]
+FOLDERS = [
+    *(".ci", "benchmarks", "build_tools", "csrc", "docs", "examples", "hub"),
+    *("tdnet", "tdnet_ops", "tests"),
+]
+FILES = {
+    *(".clang-format", ".editorconfig", ".pre-commit-config.yaml", "CHANGELOG.md"),
+    *("CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "README.md", "pyproject.toml", "setup.py"),
+}
 
 
 @pytest.fixture
@@ -309,7 +316,7 @@ def checkout(tmp_path) -> Path:
 def copy_sources(folder: Path) -> Path:
     """Copy the sources, nothing compiled."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
-    for name in PACKAGES:
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for path in ROOT.iterdir():
         if path.is_file():
@@ -331,12 +338,11 @@ def test_source_distribution_has_all_to_build_and_test_with(tmp_path, checkout):
         assert b"\nLicense: MIT\n" in metadata.read()
     sources = {
         path.relative_to(checkout).as_posix()
-        for name in PACKAGES
+        for name in FOLDERS
         for path in (checkout / name).rglob("*")
         if path.is_file() and not {"__pycache__", "tdnet.egg-info"} & set(path.parts)
     }
-    expected = sources | {"CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "setup.py"}
-    assert not expected - packed
+    assert not (sources | FILES) - packed
 
 
 def test_bare_checkout_says_how_to_build_it(checkout):
@@ -545,6 +551,29 @@ def test_builds_in_place_go_on_in_one_folder(how):
     setattr(build, how, True)
     build.finalize_options()
     assert build.build_temp == str(ROOT / "build" / "native")
+
+
+def test_a_folder_keeps_to_the_cmake_that_it_began_with(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(native, "run", lambda command: ran.append(Path(command[0])))
+    plan = Plan.from_environment({**os.environ, "TDNET_CUDA": "0"})
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of ninja
+
+    def configure(cmake):
+        monkeypatch.setenv("PATH", f"{cmake.parent}:{path}")
+        native.configure(plan, tmp_path / "native")
+        (tmp_path / "native" / "build.ninja").touch()
+
+    first, other = (
+        write_script(tmp_path / name / "cmake", "echo cmake version 4.0")
+        for name in ("first", "other")
+    )
+    configure(first)
+    configure(other)
+    assert ran == [first]
+    first.unlink()
+    configure(other)
+    assert ran == [first, other]
 
 
 @pytest.mark.slow

@@ -48,7 +48,14 @@ class Tool:
         match = re.search(r"(\d+)\.(\d+)", result.stdout) if result.returncode == 0 else None
         return (int(match[1]), int(match[2])) if match else ()
 
-    def found(self) -> Path:
+    def found(self, before: str | None = None) -> Path:
+        """Return `before` if it still runs, else the first that `find` finds.
+
+        Raises:
+            BuildError: there is none.
+        """
+        if before and shutil.which(before) and self._version(before) >= self.oldest:
+            return Path(before)
         path = self.find()
         if path is None:
             raise BuildError(
@@ -78,13 +85,17 @@ def configure(plan: Plan, folder: Path, *options: str) -> None:
         **{name: os.environ.get(name, "") for name in ("CXXFLAGS", "CUDAFLAGS", "LDFLAGS")},
         "cxx": plan.cxx,
     }
-    command = [str(CMAKE.found()), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
-    command += [f"-DCMAKE_MAKE_PROGRAM={NINJA.found()}", f"-DTDNET_PLAN={folder / 'plan.cmake'}"]
-    command += options
     record = folder / "configured.json"
     before = json.loads(record.read_text()) if record.is_file() else None
     if before and before["programs"] != programs:
         shutil.rmtree(folder)  # CMake keeps to the compilers and flags that it saw first
+        before = None
+    # The CMake that a folder began with: after another, which writes other rules, ninja compiles
+    # everything anew. Inside and outside of pip's build environment it is not the first found.
+    cmake = CMAKE.found(before["command"][0] if before else None)
+    command = [str(cmake), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
+    command += [f"-DCMAKE_MAKE_PROGRAM={NINJA.found()}", f"-DTDNET_PLAN={folder / 'plan.cmake'}"]
+    command += options
     folder.mkdir(parents=True, exist_ok=True)
     plan.write(folder / "plan.cmake")
     now = {"programs": programs, "command": command}
