@@ -1,8 +1,4 @@
-"""The layout rule of every operator that returns a map.
-
-channels_last exactly where the channels of its first map are adjacent in memory (stride(1) == 1),
-else contiguous.
-"""
+"""The layout rule of every operator that returns a map, as tdnet_ops/operators states it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a case is made of: its inputs, its costs, and the forms in which peers compute it.
 
-Letters as in `tdnet_ops.functional`: N queries, M keys, d_k, d_v and d_out channels.
+Letters as in `tdnet_ops.operators`: N queries, M keys, d_k, d_v and d_out channels.
 """
 
 from __future__ import annotations

@@ -7,8 +7,11 @@ key map, M = h*w keys; d_k query and key channels; d_v value channels; d_out out
 are in pixels of the map.
 
 dtypes: float32 and float64; float16 and bfloat16 accumulate in float32. All tensors of one call
-share dtype and device. A returned map is channels_last exactly where the channels of the first map
-given are adjacent in memory.
+share dtype and device.
+
+A returned map is laid out like x, blocks[0] or q, that of softmax_propagate like the residual, else
+v: channels_last exactly where the channels of that map are adjacent in memory (stride(1) == 1),
+contiguous elsewhere.
 
 Every function takes `backend`: None chooses by device, a name (`tdnet_ops.backends.NAMES`) forces
 one.
