@@ -553,27 +553,31 @@ def test_builds_in_place_go_on_in_one_folder(how):
     assert build.build_temp == str(ROOT / "build" / "native")
 
 
-def test_a_folder_keeps_to_the_cmake_that_it_began_with(tmp_path, monkeypatch):
+def test_a_folder_keeps_to_the_tools_that_it_began_with(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(native, "run", lambda command: ran.append(Path(command[0])))
     plan = Plan.from_environment({**os.environ, "TDNET_CUDA": "0"})
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of ninja
+    path = os.environ["PATH"]
 
-    def configure(cmake):
-        monkeypatch.setenv("PATH", f"{cmake.parent}:{path}")
+    def build_with(*tools):
+        ran.clear()
+        monkeypatch.setenv("PATH", ":".join([*(str(tool.parent) for tool in tools), path]))
         native.configure(plan, tmp_path / "native")
         (tmp_path / "native" / "build.ninja").touch()
+        native.build(tmp_path / "native", "_C")
 
-    first, other = (
-        write_script(tmp_path / name / "cmake", "echo cmake version 4.0")
-        for name in ("first", "other")
+    cmake, ninja, other_cmake, other_ninja = (
+        write_script(tmp_path / folder / name, f"echo {name} version 4.0")
+        for folder in ("first", "other")
+        for name in ("cmake", "ninja")
     )
-    configure(first)
-    configure(other)
-    assert ran == [first]
-    first.unlink()
-    configure(other)
-    assert ran == [first, other]
+    build_with(cmake, ninja)
+    assert ran == [cmake, ninja]
+    build_with(other_cmake, other_ninja)
+    assert ran == [ninja]
+    cmake.unlink()
+    build_with(other_cmake, other_ninja)
+    assert ran == [other_cmake, ninja]
 
 
 @pytest.mark.slow

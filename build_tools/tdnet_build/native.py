@@ -11,12 +11,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tdnet_build import BuildError
 from tdnet_build.plan import Plan, log
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "_C.abi3.so"
+RECORD = "configured.json"
 
 
 @dataclass(frozen=True)
@@ -85,29 +87,39 @@ def configure(plan: Plan, folder: Path, *options: str) -> None:
         **{name: os.environ.get(name, "") for name in ("CXXFLAGS", "CUDAFLAGS", "LDFLAGS")},
         "cxx": plan.cxx,
     }
-    record = folder / "configured.json"
-    before = json.loads(record.read_text()) if record.is_file() else None
-    if before and before["programs"] != programs:
+    if configured(folder).get("programs", programs) != programs:
         shutil.rmtree(folder)  # CMake keeps to the compilers and flags that it saw first
-        before = None
-    # The CMake that a folder began with: after another, which writes other rules, ninja compiles
-    # everything anew. Inside and outside of pip's build environment it is not the first found.
-    cmake = CMAKE.found(before["command"][0] if before else None)
-    command = [str(cmake), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
-    command += [f"-DCMAKE_MAKE_PROGRAM={NINJA.found()}", f"-DTDNET_PLAN={folder / 'plan.cmake'}"]
+    cmake, ninja = (str(tool_of(folder, tool)) for tool in (CMAKE, NINJA))
+    command = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
+    command += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DTDNET_PLAN={folder / 'plan.cmake'}"]
     command += options
     folder.mkdir(parents=True, exist_ok=True)
     plan.write(folder / "plan.cmake")
-    now = {"programs": programs, "command": command}
-    if before != now or not (folder / "build.ninja").is_file():
-        record.unlink(missing_ok=True)
+    now = {"programs": programs, "command": command, "cmake": cmake, "ninja": ninja}
+    if configured(folder) != now or not (folder / "build.ninja").is_file():
+        (folder / RECORD).unlink(missing_ok=True)
         run(command)
-        record.write_text(json.dumps(now))
+        (folder / RECORD).write_text(json.dumps(now))
+
+
+def configured(folder: Path) -> dict[str, Any]:
+    """Return what `folder` was configured with; nothing where it was not."""
+    record = folder / RECORD
+    return json.loads(record.read_text()) if record.is_file() else {}
+
+
+def tool_of(folder: Path, tool: Tool) -> Path:
+    """Return the tool that `folder` began with, where it still runs, else the first found.
+
+    In pip's build environment others may be the first found, and those of another version compile
+    everything anew: CMake writes flags in another order, ninja does not read the other's log.
+    """
+    return tool.found(configured(folder).get(tool.name))
 
 
 def build(folder: Path, target: str) -> None:
     """Bring a target of a configured folder up to date."""
-    run([str(NINJA.found()), "-C", str(folder), "-j", str(count_jobs()), target])
+    run([str(tool_of(folder, NINJA)), "-C", str(folder), "-j", str(count_jobs()), target])
 
 
 def run(command: Sequence[str]) -> None:
