@@ -33,6 +33,12 @@ def images_of(pixels: Tensor, size: Size | None = None) -> Tensor:
     return (images / 255 - mean) / deviation
 
 
+def pixels_of(images: Tensor) -> Tensor:
+    """Normalised images ``[B, 3, H, W]`` to the RGB values that they were, 0 to 255, float32."""
+    mean, deviation = _statistics(images.device)
+    return (images.float() * deviation + mean) * 255
+
+
 @lru_cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, ``[3, 1, 1]``; made once a device, since that waits for it."""

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdnet.architectures import Size
-from tdnet.data.extras import training_package
 from tdnet.data.palette import IGNORE_LABEL
 from tdnet.data.window_dataset import Transform
+from tdnet.extras import extra_package
 from tdnet.preprocessing import MEAN, images_of
 
 
@@ -64,7 +64,7 @@ class _TrainingTransform:
     """Classes, not functions in functions, since workers that are spawned get them pickled."""
 
     def __init__(self, crop: Size, scale: tuple[float, float], flip: float, jitter: float):
-        v2 = training_package("torchvision.transforms.v2")
+        v2 = extra_package("torchvision.transforms.v2", "augmentation")
         self._crop = crop
         self._scale = scale
         self._resize = v2.Resize(list(crop))
@@ -76,7 +76,7 @@ class _TrainingTransform:
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        tv_tensors = training_package("torchvision.tv_tensors")
+        tv_tensors = extra_package("torchvision.tv_tensors", "augmentation")
         video, mask = tv_tensors.Video(images), tv_tensors.Mask(labels)
         # Cropped before it is scaled: what is not kept need not be resized.
         scale = torch.empty(()).uniform_(*self._scale).item()
@@ -88,13 +88,14 @@ class _TrainingTransform:
         """Not torchvision's "nearest", which is up to half a pixel beside the bilinear images."""
         labels = mask.as_subclass(Tensor)[None]
         resized = F.interpolate(labels, self._crop, mode="nearest-exact")[0]
-        mask = training_package("torchvision.tv_tensors").Mask(resized)
+        mask = extra_package("torchvision.tv_tensors", "augmentation").Mask(resized)
         return mask
 
     def _random_crop(self, scale: float) -> Transform:
         """A crop of the source that is `crop` once it is scaled."""
         v2, tv_tensors = (
-            training_package(f"torchvision.{name}") for name in ("transforms.v2", "tv_tensors")
+            extra_package(f"torchvision.{name}", "augmentation")
+            for name in ("transforms.v2", "tv_tensors")
         )
         crop: Transform = v2.RandomCrop(
             [max(1, round(side / scale)) for side in self._crop],

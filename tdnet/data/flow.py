@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tdnet.data.extras import training_package
+from tdnet.extras import extra_package
 
 # KITTI's files have 16 bits a number: 64 steps a pixel, around the middle.
 _STEPS, _MIDDLE = 64.0, 2**15
@@ -41,7 +41,7 @@ def write_flow(path: Path, flow: Flow) -> None:
     steps = np.rint(_STEPS * flow.pixels.astype(np.float64)) + _MIDDLE
     valid = flow.valid & (np.abs(steps - _MIDDLE) < _MIDDLE).all(0)
     right, down = np.where(valid, steps, 0).astype(np.uint16)
-    encoded, data = training_package("cv2").imencode(
+    encoded, data = extra_package("cv2", "a file of optical flow").imencode(
         ".png", np.dstack([valid.astype(np.uint16), down, right])
     )
     if not encoded:
@@ -57,7 +57,7 @@ def read_flow(path: Path) -> Flow:
         ImportError: OpenCV is not installed.
         OSError: the file cannot be read.
     """
-    cv2 = training_package("cv2")
+    cv2 = extra_package("cv2", "a file of optical flow")
     image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         got = "no image" if image is None else f"{image.dtype} {list(image.shape)}"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdnet.architectures import Size
-from tdnet.evaluation.packages import optional_package
+from tdnet.extras import extra_package
 from tdnet.models.encoding import StoredFrame
 from tdnet.models.tdnet import TDNet
 from tdnet.preprocessing import images_of
@@ -125,8 +125,8 @@ def write_picture(path: Path, look: Look, pixel: tuple[int, int], name: str = "t
         OSError: the file cannot be written.
     """
     maps = weights_over_window(look, pixel)
-    optional_package("matplotlib", "a picture").use("Agg")
-    pyplot = optional_package("matplotlib.pyplot", "a picture")
+    extra_package("matplotlib", "a picture").use("Agg")
+    pyplot = extra_package("matplotlib.pyplot", "a picture")
     height, width = look.frames[-1].shape[:2]
     count = len(look.frames)
     figure, axes = pyplot.subplots(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tdnet.data.palette import IGNORE_LABEL
 from tdnet.evaluation.metrics import LabelMap, confusion_matrix, mean_iou
-from tdnet.evaluation.packages import optional_package
+from tdnet.extras import extra_package
 
 Flow = NDArray[np.float32]
 """[H, W, 2]: how many pixels right and down a pixel of a frame has moved in the next one."""
@@ -58,7 +58,7 @@ def dis_flow(frame: Frame, next_frame: Frame) -> Flow:
 
 def load_opencv() -> Any:
     """The package cv2; raises ImportError with what to install."""
-    return optional_package("cv2", "optical flow")
+    return extra_package("cv2", "optical flow")
 
 
 def visible(flow: Flow, backward: Flow) -> Mask:

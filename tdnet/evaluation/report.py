@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tdnet.evaluation.metrics import Interval, miou_difference
-from tdnet.evaluation.packages import optional_package
 from tdnet.evaluation.results import Evaluation, Latency
+from tdnet.extras import extra_package
 
 Named = tuple[str, Evaluation]
 
@@ -130,8 +130,8 @@ def write_plot(results: Sequence[Named], path: Path) -> None:
         ImportError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    optional_package("matplotlib", "a plot").use("Agg")
-    pyplot = optional_package("matplotlib.pyplot", "a plot")
+    extra_package("matplotlib", "a plot").use("Agg")
+    pyplot = extra_package("matplotlib.pyplot", "a plot")
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     for name, result in results:
         if result.latency is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tdnet.architectures import MODELS
 from tdnet.checkpoints import load_checkpoint
 from tdnet.data.augment import training_transform
 from tdnet.data.batches import SeededBatches
@@ -59,6 +60,7 @@ def make_task(config: TrainingConfig, videos: LabelledVideos) -> Task:
         *(model, _teacher(loss, model), form),
         hard_pixels=loss.hard_pixels,
         auxiliary=loss.auxiliary,
+        temporal=loss.temporal,
     )
     task.freeze(config.model.frozen, config.model.frozen_norms)
     return task
@@ -75,7 +77,7 @@ def make_batches(
         flip=0.5 if data.flip else 0.0,
         jitter=data.jitter,
     )
-    length = _paths(config.model)
+    length = _paths(config.model) + bool(config.loss.temporal)
     dataset = WindowDataset(videos, length, transform, data.step, motion_share=data.motion_share)
     batches = SeededBatches(
         *(len(dataset), config.batch_size, config.steps, config.seed, first_step),
@@ -104,8 +106,6 @@ def make_validation(config: TrainingConfig) -> Validate | None:
 
 
 def _paths(options: ModelOptions) -> int:
-    from tdnet.architectures import MODELS
-
     return MODELS[options.name].num_paths
 
 

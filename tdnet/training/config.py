@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tdnet.extras import extra_package
 from tdnet.files import printable
 
 MISSING: Any = "???"  # OmegaConf's word for a value that must be given
@@ -100,6 +101,8 @@ class LossOptions:
         published_teacher: its groups as the published training has them.
         whole, group, own, temperature, weighing: see `tdnet.training.losses.Distillation`.
         auxiliary: weight of the cross entropy of a head on the third stage of the backbones.
+        temporal: weight of the consistency of the last two frames (`tdnet.training.temporal`),
+            whose flow is estimated: windows are a frame longer.
     """
 
     hard_pixels: bool = False
@@ -111,6 +114,7 @@ class LossOptions:
     temperature: float = 1.0
     weighing: str = "student"
     auxiliary: float = 0.0
+    temporal: float = 0.0
 
 
 @dataclass
@@ -152,10 +156,8 @@ def load_config(path: Path | str, settings: Sequence[str] = ()) -> TrainingConfi
     Raises:
         ValueError: no such file, no YAML, an unknown key, or a value that is missing or impossible.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
+    configs, yaml = _omegaconf(), extra_package("yaml", "a config")
+    errors = extra_package("omegaconf.errors", "a config")
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config: expected a YAML file, got {str(path)!r}: there is no such file")
@@ -163,14 +165,17 @@ def load_config(path: Path | str, settings: Sequence[str] = ()) -> TrainingConfi
         if "=" not in setting:
             raise ValueError(f"set: expected key=value, got {setting!r}")
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(TrainingConfig),
-            OmegaConf.load(path),
-            OmegaConf.from_dotlist(list(settings)),
+        merged = configs.merge(
+            configs.structured(TrainingConfig),
+            configs.load(path),
+            configs.from_dotlist(list(settings)),
         )
-        missing = sorted(OmegaConf.missing_keys(merged))
-        config: Any = None if missing else OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, TypeError) as error:
+        missing = sorted(configs.missing_keys(merged))
+        config: Any = None if missing else configs.to_object(merged)
+    except (
+        *(errors.OmegaConfBaseException, yaml.YAMLError),
+        *(UnicodeDecodeError, TypeError),
+    ) as error:
         raise ValueError(f"{path}: {_reason(error)}") from error
     if missing:
         raise ValueError(f"{missing[0]}: expected a value in {path} or by --set, got none")
@@ -180,9 +185,13 @@ def load_config(path: Path | str, settings: Sequence[str] = ()) -> TrainingConfi
 
 def as_yaml(config: TrainingConfig) -> str:
     """What `load_config` reads again."""
-    from omegaconf import OmegaConf
+    configs = _omegaconf()
+    text: str = configs.to_yaml(configs.structured(config))
+    return text
 
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+def _omegaconf() -> Any:
+    return extra_package("omegaconf", "a config").OmegaConf
 
 
 def _reason(error: Exception) -> str:

@@ -95,7 +95,7 @@ class Learner:
         config, processes = self._config, self._processes
         # All that is random in a step depends on the seed and its number: nothing of a random state
         # has to be kept to go on as if never stopped.
-        path = seed_of(config.seed, self.step) % self.task.window_length
+        path = seed_of(config.seed, self.step) % self.task.num_paths
         torch.manual_seed(seed_of(config.seed, self.step, processes.rank))
         rate = learning_rate(config.optimizer, config.steps, self.step)
         for group in self._optimizer.param_groups:

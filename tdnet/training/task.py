@@ -21,6 +21,7 @@ from tdnet.training.losses import (
     hard_cross_entropy,
 )
 from tdnet.training.teacher import Teacher
+from tdnet.training.temporal import estimated_flow, temporal_loss
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -35,6 +36,8 @@ class Task(nn.Module):
         hard_pixels: see `hard_cross_entropy`.
         auxiliary: weight of the cross entropy of a head on the third stage of the last frame's
             ResNet; 0 for none.
+        temporal: weight of the consistency with the frame before (`temporal_loss`); windows are
+            then a frame longer.
 
     Raises:
         ValueError: an auxiliary head for a model without a ResNet.
@@ -48,6 +51,7 @@ class Task(nn.Module):
         *,
         hard_pixels: bool = False,
         auxiliary: float = 0.0,
+        temporal: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -56,11 +60,16 @@ class Task(nn.Module):
         self.hard_pixels = hard_pixels
         self.auxiliary_weight = auxiliary
         self.auxiliary = AuxiliaryHeads(model) if auxiliary else None
+        self.temporal_weight = temporal
         self._frozen: list[nn.Module] = []
 
     @property
     def window_length(self) -> int:
         """Images of a window."""
+        return self.num_paths + bool(self.temporal_weight)
+
+    @property
+    def num_paths(self) -> int:
         return self.model.config.num_paths
 
     def freeze(self, patterns: list[str], norms: bool = False) -> None:
@@ -103,11 +112,12 @@ class Task(nn.Module):
         """The loss of the last frames of some windows.
 
         Args:
-            images: normalised, ``[B, m, 3, H, W]``, oldest first.
+            images: normalised, ``[B, window_length, 3, H, W]``, oldest first.
             labels: of the last frames, ``[B, H, W]``.
             path: of the last frame.
             pixels: see `cross_entropy`.
         """
+        before, images = images[:, :-1], images[:, -self.num_paths :]
         entropy: Entropy = partial(cross_entropy, pixels=pixels)
         if self.hard_pixels:
             entropy = hard_cross_entropy
@@ -121,7 +131,15 @@ class Task(nn.Module):
             loss = distillation_loss(student, taught, labels, self.form, entropy)
         if self.auxiliary is not None:
             loss = loss + self.auxiliary_weight * entropy(self.auxiliary(path), labels)
+        if self.temporal_weight:
+            loss = loss + self.temporal_weight * self._change(before, images, student.whole, path)
         return loss
+
+    def _change(self, before: Tensor, images: Tensor, logits: Tensor, path: int) -> Tensor:
+        """Between the window that ends a frame earlier and this one, of these logits."""
+        flow, weights = estimated_flow(before[:, -1], images[:, -1])
+        previous = self._opinions(before, (path - 1) % self.num_paths).whole
+        return temporal_loss(previous, logits, flow, weights)
 
     def _opinions(self, images: Tensor, path: int) -> Opinions:
         if isinstance(self.model, SingleFrameModel):

@@ -1,11 +1,15 @@
-"""Packages that only some measurements need."""
+"""Packages of the extra `train`, imported where they are needed."""
 
 import importlib
 from typing import Any
 
 
-def optional_package(name: str, purpose: str) -> Any:
-    """A module of a package of the extra "train".
+def extra_package(name: str, purpose: str) -> Any:
+    """A module of one of them.
+
+    Args:
+        name: of the module.
+        purpose: what needs it, in a message.
 
     Raises:
         ImportError: it is not installed; the text says what needs it and what to install.
