@@ -29,7 +29,8 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
     ``dataset[index, seed]`` gives images, float32 ``[m, 3, H, W]``, and labels, int64: of the last
     frame ``[H, W]``, or of all ``[m, H, W]``, IGNORE_LABEL where nobody labelled. All that is
     random is drawn from the seed, whatever the state of torch's generators, which stays as it was;
-    an index alone has the seed 0.
+    an index alone has the seed 0. It raises ValueError for a label map that is not of 8 bits, or
+    images and labels of several sizes, VideoError for an image that cannot be read, and IndexError.
     """
 
     def __init__(

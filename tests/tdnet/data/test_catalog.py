@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from tdnet.data.catalog import DATA_SETS, labelled_videos
@@ -19,6 +22,16 @@ def test_names_are_looked_up(videos_folder):
             labelled_videos(name, videos_folder / "nowhere", "train")
     with pytest.raises(ValueError, match=r"name: expected one of camvid, .*, got 'kitti'"):
         labelled_videos("kitti", videos_folder, "train")
+
+
+def test_no_module_imports_what_only_training_needs():
+    code = """if True:
+        import importlib, pkgutil, sys, tdnet.data
+        for module in pkgutil.iter_modules(tdnet.data.__path__, "tdnet.data."):
+            importlib.import_module(module.name)
+        assert not {"torchvision", "cv2"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_nyud(tmp_path):
