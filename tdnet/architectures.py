@@ -14,6 +14,7 @@ from tdnet.files import shown
 
 Features = Literal["pyramid", "bilateral", "fpn", "espnet"]
 PoolingMode = Literal["max", "subsample"]
+Aggregation = Literal["apm", "sta", "add"]
 Size = tuple[int, int]
 """(height, width)"""
 
@@ -51,6 +52,10 @@ class ModelConfig:
         pooling_stride: n of Eq. 3.
         norm_size: feature size for which the LayerNorm keeps its affine; others interpolate it.
             97 x 193 are the features of a 769 x 1537 image.
+        aggregation: how a frame is joined with those before it: "apm" (attention propagation, Eq.
+            4 and 5), "sta" (attention to each of them, Eq. 2) or "add" (the plain sum of values at
+            full size, which nothing pools).
+        shared: whether one sub-network, with all that follows it, takes every path (Table 7).
 
     Raises:
         ValueError: for a value that no model can have; the text names it.
@@ -66,6 +71,8 @@ class ModelConfig:
     pooling_mode: PoolingMode = "max"
     pooling_stride: int = 4
     norm_size: Size = (97, 193)
+    aggregation: Aggregation = "apm"
+    shared: bool = False
 
     def __post_init__(self) -> None:
         check_among("backbone", self.backbone, BACKBONES)
@@ -76,6 +83,9 @@ class ModelConfig:
                 f"got {self.features} for {self.backbone}"
             )
         check_among("pooling_mode", self.pooling_mode, get_args(PoolingMode))
+        check_among("aggregation", self.aggregation, get_args(Aggregation))
+        if type(self.shared) is not bool:
+            raise ValueError(f"shared: expected True or False, got {shown(self.shared)}")
         _check_number("num_paths", self.num_paths, _MOST_PATHS)
         for name in ("head_channels", "num_classes", "value_channels", "pooling_stride"):
             _check_number(name, getattr(self, name))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdnet.architectures import PoolingMode
+from tdnet.architectures import ModelConfig, PoolingMode
 from tdnet_ops import spatial_pool
 
 KEY_CHANNELS = 64
@@ -91,3 +91,33 @@ class Encoding(nn.Module):
 
     def _pool(self, x: Tensor) -> Tensor:
         return spatial_pool(x, self.pooling_stride, self.pooling_mode)
+
+
+class ValueEncoding(nn.Module):
+    """Encodes path features as values alone, for an aggregation that attends to nothing.
+
+    Queries and keys have no channels, and values are stored at full size.
+    """
+
+    def __init__(self, in_channels: int, value_channels: int) -> None:
+        super().__init__()
+        self.value = nn.Conv2d(in_channels, value_channels, 1)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Query ``[B, 0, H, W]`` and value ``[B, d_v, H, W]`` of the current frame."""
+        return features[:, :0], self.value(features)
+
+    def store(self, features: Tensor, query: Tensor, value: Tensor) -> StoredFrame:
+        """A frame whose value is known already (streaming)."""
+        return StoredFrame(query, query, value)
+
+    def encode_stored(self, features: Tensor) -> StoredFrame:
+        """The maps of a frame that is only ever added to others (training on clips)."""
+        return self.store(features, *self(features))
+
+
+def build_encoding(config: ModelConfig, in_channels: int) -> Encoding | ValueEncoding:
+    """The encoding of one path for the aggregation of a model."""
+    if config.aggregation == "add":
+        return ValueEncoding(in_channels, config.value_channels)
+    return Encoding(in_channels, config.value_channels, config.pooling_mode, config.pooling_stride)

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 
-from tdnet.architectures import MODELS, ModelConfig, PoolingMode, Size, check_among
+from tdnet.architectures import MODELS, Aggregation, ModelConfig, PoolingMode, Size, check_among
 from tdnet.models.single_frame import SingleFrameModel
 from tdnet.models.tdnet import TDNet
 
@@ -17,6 +17,8 @@ def build_model(
     pooling_mode: PoolingMode | None = None,
     pooling_stride: int | None = None,
     norm_size: Size | None = None,
+    aggregation: Aggregation | None = None,
+    shared: bool | None = None,
 ) -> TDNet | SingleFrameModel:
     """Build a model by its name, with random weights, in training mode, in channels_last.
 
@@ -29,6 +31,8 @@ def build_model(
         pooling_stride: TDNet only: n of Eq. 3 (None means 4).
         norm_size: TDNet only: feature size at which the LayerNorm keeps its affine (None means
             97 x 193, the features of a 769 x 1537 image). Other sizes interpolate it.
+        aggregation: TDNet only: "apm" (None means this), "sta" or "add"; see ModelConfig.
+        shared: TDNet only: whether one sub-network takes every path (None means no).
 
     Raises:
         ValueError: for an unknown name, a number of classes, a stride or a size below 1, or an
@@ -39,6 +43,8 @@ def build_model(
         "pooling_mode": pooling_mode,
         "pooling_stride": pooling_stride,
         "norm_size": norm_size,
+        "aggregation": aggregation,
+        "shared": shared,
     }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if given and MODELS[name].num_paths == 1:

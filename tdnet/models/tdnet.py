@@ -2,7 +2,8 @@
 
 Notation of the paper: frame t is encoded as full-size maps Q_t and V_t; past frames are kept as
 pooled maps q, k, v (Eq. 3). Hops of attention carry the values of the oldest frame of the window
-from frame to frame (Eq. 4) and at last to the current one (Eq. 5).
+from frame to frame (Eq. 4) and at last to the current one (Eq. 5), unless the config names another
+aggregation.
 """
 
 from collections.abc import Sequence
@@ -11,11 +12,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from tdnet.architectures import ModelConfig
-from tdnet.models.encoding import Encoding, StoredFrame
+from tdnet.models.aggregation import Memory, build_aggregator
+from tdnet.models.encoding import StoredFrame, build_encoding
 from tdnet.models.features import build_features
 from tdnet.models.heads import SegmentationHead
 from tdnet.models.layers import SpatialLayerNorm, resize
-from tdnet_ops import attention_propagate
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,6 @@ class EncodedFrame:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What the past says to the next frame: k_{t-1} ``[B, 64, h, w]``, v'_{t-1} ``[B, d_v, h, w]``.
-
-    It belongs to the path that will read it, since every path has its own hops.
-    """
-
-    key: Tensor
-    value: Tensor
-
-
-@dataclass(frozen=True)
 class Stream:
     """All that a TDNet remembers of a video: at most m-1 pooled frames, and the latest one."""
 
@@ -52,32 +42,18 @@ class Stream:
     memory: Memory | None = None  # for the next frame
 
 
-class Hop(nn.Module):
-    """One hop of attention with its projection phi and the residual sum (Eq. 4 and 5)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.phi = nn.Linear(channels, channels)
-
-    def forward(self, query: Tensor, memory: Memory, value: Tensor) -> Tensor:
-        return attention_propagate(
-            query, memory.key, memory.value, value, self.phi.weight, self.phi.bias
-        )
-
-
 class Path(nn.Module):
-    """One sub-network with its encoding, its m-1 hops (oldest frame first) and its head."""
+    """One sub-network with its encoding, its aggregation (oldest frame first) and its head."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        channels = config.value_channels
         self.features = build_features(config, index)
-        self.encoding = Encoding(
-            self.features.out_channels, channels, config.pooling_mode, config.pooling_stride
-        )
-        self.hops = nn.ModuleList(Hop(channels) for _ in range(config.num_paths - 1))
+        self.encoding = build_encoding(config, self.features.out_channels)
+        self.hops = build_aggregator(config)
         self.norm = SpatialLayerNorm(config.norm_size)
-        self.head = SegmentationHead(channels, config.head_channels, config.num_classes)
+        self.head = SegmentationHead(
+            config.value_channels, config.head_channels, config.num_classes
+        )
 
 
 class TDNet(nn.Module):
@@ -85,7 +61,8 @@ class TDNet(nn.Module):
 
     Frame by frame (``label`` and ``prepare``): ``encode`` the frame by its path, ``decode`` it
     with the memory; then, before the next frame comes, ``store`` it and compute the memory of the
-    next path with ``propagate``. Paths are numbered from 0 here.
+    next path with ``propagate``. Paths are numbered from 0 here. If the config says so, all paths
+    share one sub-network, which then has the channels of path 0.
 
     Raises:
         ValueError: for a config of one path.
@@ -97,7 +74,25 @@ class TDNet(nn.Module):
             raise ValueError(f"num_paths: expected at least 2, got {config.num_paths}")
         self.config = config
         self.num_paths = config.num_paths
-        self.paths = nn.ModuleList(Path(config, index) for index in range(config.num_paths))
+        networks = 1 if config.shared else config.num_paths
+        self.paths = nn.ModuleList(Path(config, index) for index in range(networks))
+        self.surviving_paths = config.num_paths
+
+    @property
+    def surviving_paths(self) -> int:
+        """How many frames labels are made of, the current one included: m, unless it is set.
+
+        With fewer, the oldest of the window are dropped, in clips as in streams (Table 8).
+        """
+        return self._surviving_paths
+
+    @surviving_paths.setter
+    def surviving_paths(self, count: int) -> None:
+        if type(count) is not int or not 1 <= count <= self.num_paths:
+            raise ValueError(
+                f"surviving_paths: expected an integer from 1 to {self.num_paths}, got {count!r}"
+            )
+        self._surviving_paths = count
 
     def start(self, path: int = 0) -> Stream:
         """The stream of a new video; its first frame takes ``path``, the next one path + 1, ...
@@ -120,10 +115,12 @@ class TDNet(nn.Module):
         return logits, replace(stream, path=path, latest=frame, memory=None)
 
     def prepare(self, stream: Stream) -> Stream:
-        """Pool the latest frame and run the inner hops, if that was not done."""
+        """Pool the latest frame and compute what it and others say to the next, if it is to do."""
         if stream.latest is None:
             return stream
-        capacity = self.num_paths - 1
+        capacity = self.surviving_paths - 1
+        if capacity == 0:
+            return replace(stream, window=(), latest=None)
         stored = self.store(stream.latest, (stream.path - 1) % self.num_paths)
         window = (*stream.window, stored)[-capacity:]
         memory = self.propagate(window, stream.path) if len(window) == capacity else None
@@ -141,19 +138,18 @@ class TDNet(nn.Module):
         return self._path(path).encoding.store(frame.features, frame.query, frame.value)
 
     def propagate(self, window: Sequence[StoredFrame], path: int) -> Memory:
-        """Carry values through the m-1 past frames, oldest first, for the frame that follows.
+        """Carry values through the past frames, oldest first, for the frame that follows.
 
-        Eq. 4 with the hops of ``path``, which is the path of the frame that follows.
+        Eq. 4 with the hops of ``path``, which is the path of the frame that follows. The frames
+        are m-1, or one less than the surviving paths.
+
+        Raises:
+            ValueError: if there are more or fewer, or none.
         """
-        if len(window) != self.num_paths - 1:
-            raise ValueError(
-                f"window: expected {self.num_paths - 1} past frames, got {len(window)}"
-            )
-        memory = Memory(window[0].key, window[0].value)
-        inner_hops = list(self._path(path).hops)[:-1]
-        for hop, frame in zip(inner_hops, window[1:], strict=True):
-            memory = Memory(frame.key, hop(frame.query, memory, frame.value))
-        return memory
+        expected = self.surviving_paths - 1
+        if len(window) != expected or not window:
+            raise ValueError(f"window: expected {expected} past frames, got {len(window)}")
+        return self._path(path).hops.recall(window)
 
     def decode(self, frame: EncodedFrame, memory: Memory | None, path: int) -> Tensor:
         """Logits of a frame at stride 8, ``[B, K, H, W]`` (Eq. 5 and the head of ``path``).
@@ -163,7 +159,7 @@ class TDNet(nn.Module):
         parts = self._path(path)
         value = frame.value
         if memory is not None:
-            value = parts.hops[-1](frame.query, memory, value)
+            value = parts.hops.merge(frame.query, value, memory)
         return parts.head(parts.norm(value))
 
     def forward(self, clip: Tensor, path: int | None = None) -> Tensor:
@@ -193,7 +189,9 @@ class TDNet(nn.Module):
         frame, memory, path = self._encode_clip(clip, path)
         return self.decode(frame, memory, path), self.decode(frame, None, path)
 
-    def _encode_clip(self, clip: Tensor, path: int | None) -> tuple[EncodedFrame, Memory, int]:
+    def _encode_clip(
+        self, clip: Tensor, path: int | None
+    ) -> tuple[EncodedFrame, Memory | None, int]:
         """The last frame, what those before it say to it, and its path."""
         if clip.dim() != 5 or clip.shape[1] != self.num_paths or clip.shape[2] != 3:
             raise ValueError(
@@ -201,18 +199,19 @@ class TDNet(nn.Module):
             )
         last = self.num_paths - 1 if path is None else path
         self._check_path(last)
-        *past, current = clip.unbind(1)
+        *past, current = clip.unbind(1)[self.num_paths - self.surviving_paths :]
         window = []
         for age, image in zip(range(len(past), 0, -1), past, strict=True):
             parts = self._path((last - age) % self.num_paths)
             window.append(parts.encoding.encode_stored(parts.features(image)))
-        return self.encode(current, last), self.propagate(window, last), last
+        memory = self.propagate(window, last) if window else None
+        return self.encode(current, last), memory, last
 
     def _check_path(self, path: int) -> None:
         if not 0 <= path < self.num_paths:
             raise ValueError(f"path: expected 0 to {self.num_paths - 1}, got {path}")
 
     def _path(self, path: int) -> Path:
-        module = self.paths[path]
+        module = self.paths[path % len(self.paths)]
         assert isinstance(module, Path)
         return module

@@ -5,11 +5,13 @@ import pytest
 
 from tdnet.architectures import MODELS, ModelConfig
 from tdnet.models import TDNet, build
+from tdnet.models.aggregation import SpatioTemporalAttention
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_json_is_read_back(name):
     config = replace(MODELS[name], num_classes=7, norm_size=(9, 13), pooling_mode="subsample")
+    config = replace(config, aggregation="add", shared=True)
     text = config.to_json()
     assert ModelConfig.from_json(text) == config
     assert json.loads(text).keys() == {field.name for field in fields(ModelConfig)}
@@ -31,6 +33,8 @@ def test_what_an_older_file_leaves_out_is_as_in_the_row():
         ({"num_paths": 17}, "num_paths: expected an integer from 1 to 16, got 17"),
         ({"value_channels": True}, "value_channels: expected an integer from 1 to .*, got True"),
         ({"head_channels": "9"}, "head_channels: expected an integer from 1 to .*, got '9'"),
+        ({"aggregation": "flow"}, "aggregation: expected one of apm, sta, add, got 'flow'"),
+        ({"shared": 1}, "shared: expected True or False, got 1"),
         ({"norm_size": [9, 13]}, "norm_size: expected .height, width., got a list"),
     ],
 )
@@ -56,6 +60,7 @@ def test_every_attribute_reaches_the_model():
         pooling_mode="subsample",
         pooling_stride=2,
         norm_size=(9, 13),
+        aggregation="sta",
     )
     model = build(config)
     assert isinstance(model, TDNet)
@@ -65,6 +70,7 @@ def test_every_attribute_reaches_the_model():
     assert len(path.hops) == 2
     assert path.hops[0].phi.weight.shape == (24, 24)
     assert (path.encoding.pooling_mode, path.encoding.pooling_stride) == ("subsample", 2)
+    assert isinstance(path.hops, SpatioTemporalAttention)
     assert path.norm.weight.shape == (9, 13)
     assert path.head.hidden.conv.weight.shape[:2] == (5, 24)
     assert path.head.classifier.weight.shape[:2] == (7, 5)
