@@ -20,7 +20,13 @@ def attention(
     weights: Annotated[str, typer.Option(metavar="FILE", help="Checkpoint of a TDNet.")],
     frame: Annotated[int, typer.Option(min=0, help="Number of the frame, from 0.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.png", help="Picture to write.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT.png|OUT.html",
+            help="A picture, or a page in which other pixels can be pointed at.",
+        ),
     ],
     pixel: Annotated[
         tuple[int, int], typer.Option(metavar="Y X", help="Row and column in the frame.")
@@ -38,7 +44,7 @@ def attention(
     # Here, since they import torch.
     from tdnet.checkpoints import load_checkpoint
     from tdnet.cli.segment import fail, parse_size
-    from tdnet.evaluation.attention import look, write_picture
+    from tdnet.evaluation.attention import look, write_page, write_picture
     from tdnet.models import TDNet
     from tdnet.video import VideoError
 
@@ -50,7 +56,8 @@ def attention(
         window = _window(video, frame, model.num_paths)
         first_path = (frame + 1) % model.num_paths  # frame 0 takes path 0
         seen = look(model, window, first_path, network_size)
-        write_picture(output, seen, pixel, f"frame {frame}")
+        write = write_page if output.suffix.lower() == ".html" else write_picture
+        write(output, seen, pixel, f"frame {frame}")
     except (VideoError, ValueError, RuntimeError, OSError, ImportError) as error:
         raise typer.Exit(fail(error)) from error
 

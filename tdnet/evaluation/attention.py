@@ -7,6 +7,9 @@ thus the pixel's row of the product of the first i matrices. Each sums to one.
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from tdnet.architectures import Size
@@ -84,11 +88,7 @@ def weights_over_window(look: Look, pixel: tuple[int, int]) -> list[Floats]:
     Raises:
         ValueError: the pixel lies outside of the frame.
     """
-    height, width = look.frames[-1].shape[:2]
-    if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
-        raise ValueError(
-            f"pixel: expected a row below {height} and a column below {width}, got {pixel}"
-        )
+    _check_pixel(look, pixel)
     row, column = (
         round(place * scale) for place, scale in zip(pixel, _feature_scales(look), strict=True)
     )
@@ -101,6 +101,14 @@ def weights_over_window(look: Look, pixel: tuple[int, int]) -> list[Floats]:
         found.insert(0, share.reshape(stored.key.shape[-2:]).cpu().numpy())
         query = stored.query
     return found
+
+
+def _check_pixel(look: Look, pixel: tuple[int, int]) -> None:
+    height, width = look.frames[-1].shape[:2]
+    if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
+        raise ValueError(
+            f"pixel: expected a row below {height} and a column below {width}, got {pixel}"
+        )
 
 
 def _feature_scales(look: Look) -> tuple[float, float]:
@@ -141,6 +149,52 @@ def write_picture(path: Path, look: Look, pixel: tuple[int, int], name: str = "t
     axes[-1].plot(pixel[1], pixel[0], "+", color="lime", markersize=16, markeredgewidth=3)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def write_page(path: Path, look: Look, pixel: tuple[int, int], name: str = "t") -> None:
+    """The same as one HTML file that needs no other: who points at a pixel sees its weights.
+
+    It holds the frames as JPEG, and queries and keys, from which the page computes the weights.
+
+    Args:
+        path: of the file.
+        look: from `look`.
+        pixel: row and column that are shown first.
+        name: of the last frame.
+
+    Raises:
+        ValueError: the pixel lies outside of the frame.
+        OSError: the file cannot be written.
+    """
+    _check_pixel(look, pixel)
+    told = {
+        "name": name,
+        "pixel": pixel,
+        "size": look.frames[-1].shape[:2],
+        "features": tuple(look.query.shape[-2:]),
+        "stored": tuple(look.window[0].key.shape[-2:]),
+        "stride": look.stride,
+        "channels": look.query.shape[1],
+        "frames": [_jpeg(frame) for frame in look.frames],
+        "query": _rows(look.query),
+        "window": [{"query": _rows(f.query), "key": _rows(f.key)} for f in look.window],
+    }
+    # In a script element only this could end it.
+    text = json.dumps(told).replace("</", "<\\/")
+    page = Path(__file__).with_name("attention_page.html").read_text(encoding="utf-8")
+    path.write_text(page.replace("@DATA@", text), encoding="utf-8")
+
+
+def _rows(features: Tensor) -> str:
+    """A map `[1, C, h, w]` as little-endian float32 `[h*w, C]` in base64."""
+    rows = features[0].flatten(1).T.float().cpu().numpy()
+    return base64.b64encode(rows.astype("<f4").tobytes()).decode()
+
+
+def _jpeg(frame: Frame) -> str:
+    content = io.BytesIO()
+    Image.fromarray(frame).save(content, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _draw_heat(panel: Any, weights: Floats, look: Look) -> None:

@@ -1,5 +1,12 @@
 """Weights over the window against the definitions of Eq. 4 and 5."""
 
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +16,7 @@ from typer.testing import CliRunner
 from tdnet import build_model, save_checkpoint
 from tdnet.architectures import ModelConfig
 from tdnet.cli.app import app
-from tdnet.evaluation.attention import look, weights_over_window, write_picture
+from tdnet.evaluation.attention import look, weights_over_window, write_page, write_picture
 from tdnet.models import build
 from tdnet.preprocessing import images_of
 
@@ -70,6 +77,44 @@ def test_a_picture_has_all_frames(tiny4, frames, tmp_path):
     assert not green[:, : pixels.shape[1] // 2].any()
 
 
+# Reads a page from argv and prints the weights of the feature in argv, as its script finds them.
+RUN_PAGE = """
+const page = require("fs").readFileSync(process.argv[2], "utf8");
+const part = (name) => page.match(new RegExp(`<script id="${name}"[^>]*>([^]*?)</script>`))[1];
+const look = new Function(part("weights") + "; return looker;")()(JSON.parse(part("data")));
+console.log(JSON.stringify(look(Number(process.argv[3])).map((map) => Array.from(map))));
+"""
+
+
+def test_a_page_needs_nothing_else(tiny4, frames, tmp_path):
+    seen = look(tiny4, frames, 3)
+    write_page(tmp_path / "look.html", seen, (24, 40), "</script>")
+    text = (tmp_path / "look.html").read_text()
+    assert "@DATA@" not in text
+    assert not re.findall(r"https?:|<link|@import|fetch\(", text)
+    assert text.count("</script>") == 3
+    data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.S)[1])
+    assert data["name"] == "</script>"
+    assert (data["size"], data["features"], data["stored"]) == ([65, 97], [9, 13], [3, 4])
+    with Image.open(io.BytesIO(base64.b64decode(data["frames"][0].partition(",")[2]))) as image:
+        assert image.size == (97, 65)
+    with pytest.raises(ValueError, match="pixel: expected a row below 65"):
+        write_page(tmp_path / "look.html", seen, (65, 0))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run the page")
+def test_a_page_finds_the_same_weights(tiny4, frames, tmp_path):
+    seen = look(tiny4, frames, 3)
+    write_page(tmp_path / "look.html", seen, (24, 40))
+    (tmp_path / "run.js").write_text(RUN_PAGE)
+    command = ["node", tmp_path / "run.js", tmp_path / "look.html", str(3 * 13 + 5)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    for found, expected in zip(
+        json.loads(result.stdout), weights_over_window(seen, (24, 40)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected.ravel(), rtol=1e-3)
+
+
 def test_what_cannot_be_looked_at(tiny4, frames):
     with pytest.raises(ValueError, match="frames: expected 4 as paths, got 3"):
         look(tiny4, frames[:3], 0)
@@ -93,15 +138,18 @@ def invoke(*arguments):
     return CliRunner().invoke(app, ["attention", *map(str, arguments)])
 
 
-def test_the_command_writes_a_picture(tiny4, video, tmp_path):
+def test_the_command_writes_a_picture(tiny, video, tmp_path):
     pytest.importorskip("matplotlib")
-    save_checkpoint(tiny4, tmp_path / "tiny.safetensors")
+    save_checkpoint(tiny, tmp_path / "tiny.safetensors")
     options = ["--weights", tmp_path / "tiny.safetensors", "-o", tmp_path / "look.png"]
     result = invoke(video, *options, "--frame", 3, "--pixel", 10, 20)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
+    page = [*options[:-1], tmp_path / "look.html"]
+    assert invoke(video, *page, "--frame", 3, "--pixel", 10, 20).exit_code == 0
+    assert '"frame 3"' in (tmp_path / "look.html").read_text()
     for frame, pixel, message in (
-        (2, (0, 0), "--frame: expected 3 or more, so that frames are before it, got 2"),
+        (0, (0, 0), "--frame: expected 1 or more, so that frames are before it, got 0"),
         (4, (0, 0), "--frame: expected one of the 4 frames of"),
         (3, (65, 0), "pixel: expected a row below 65"),
     ):
