@@ -14,7 +14,7 @@ from tdnet.files import shown
 
 Features = Literal["pyramid", "bilateral", "fpn", "espnet"]
 PoolingMode = Literal["max", "subsample"]
-Aggregation = Literal["apm", "sta", "add"]
+Aggregation = Literal["apm", "sta", "add", "flow"]
 Size = tuple[int, int]
 """(height, width)"""
 
@@ -53,8 +53,9 @@ class ModelConfig:
         norm_size: feature size for which the LayerNorm keeps its affine; others interpolate it.
             97 x 193 are the features of a 769 x 1537 image.
         aggregation: how a frame is joined with those before it: "apm" (attention propagation, Eq.
-            4 and 5), "sta" (attention to each of them, Eq. 2) or "add" (the plain sum of values at
-            full size, which nothing pools).
+            4 and 5), "sta" (attention to each of them, Eq. 2), "add" (the plain sum of values at
+            full size, which nothing pools) or "flow" (the same, each carried to the current frame
+            by optical flow; needs OpenCV).
         shared: whether one sub-network, with all that follows it, takes every path (Table 7).
 
     Raises:

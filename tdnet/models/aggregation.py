@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tdnet.architectures import ModelConfig
 from tdnet.models.encoding import StoredFrame
+from tdnet.models.flow import image_flow, warp
 from tdnet_ops import attention_propagate
 
 
@@ -19,7 +20,8 @@ class Memory:
     """What the past says to the next frame: keys to attend to, and their values.
 
     keys are ``[B, 64, h, w]``, values ``[B, d_v, h, w]``. "apm" has one of each, k_{t-1} and
-    v'_{t-1}; "sta" one a frame, oldest first; "add" no key and one value of full size.
+    v'_{t-1}; "sta" one a frame, oldest first; "add" no key and one value of full size; "flow"
+    values of full size, its keys are the images.
     It belongs to the path that will read it, since every path has its own layers.
     """
 
@@ -93,12 +95,31 @@ class Addition(nn.ModuleList):
         return value + memory.values[0]
 
 
-Aggregator = AttentionPropagation | SpatioTemporalAttention | Addition
+class FlowWarping(nn.ModuleList):
+    """The sum of the values of all frames of the window, each carried to the current frame.
+
+    "flow". Optical flow (`tdnet.models.flow`) from the current image to each past one says where
+    from. It has no layers; queries and keys are images. Nothing runs ahead, and no gradient
+    reaches the flow.
+    """
+
+    def recall(self, window: Sequence[StoredFrame]) -> Memory:
+        return Memory(tuple(frame.key for frame in window), tuple(frame.value for frame in window))
+
+    def merge(self, query: Tensor, value: Tensor, memory: Memory) -> Tensor:
+        for image, past in zip(memory.keys, memory.values, strict=True):
+            value = value + warp(past, image_flow(query, image))
+        return value
+
+
+Aggregator = AttentionPropagation | SpatioTemporalAttention | Addition | FlowWarping
 
 
 def build_aggregator(config: ModelConfig) -> Aggregator:
     """The layers of one path that join its frame with the m-1 before it."""
     if config.aggregation == "add":
         return Addition()
+    if config.aggregation == "flow":
+        return FlowWarping()
     attention = SpatioTemporalAttention if config.aggregation == "sta" else AttentionPropagation
     return attention(config.value_channels, config.num_paths - 1)

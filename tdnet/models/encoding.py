@@ -61,8 +61,11 @@ class Encoding(nn.Module):
         self.pooling_mode = pooling_mode
         self.pooling_stride = pooling_stride
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Full-size query ``[B, 64, H, W]`` and value ``[B, d_v, H, W]`` of the current frame."""
+    def forward(self, features: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Full-size query ``[B, 64, H, W]`` and value ``[B, d_v, H, W]`` of the current frame.
+
+        They are made of its features alone, not of its image.
+        """
         return self.query(features), self.value(features)
 
     def store(self, features: Tensor, query: Tensor, value: Tensor) -> StoredFrame:
@@ -74,7 +77,7 @@ class Encoding(nn.Module):
             self._pool(query), self._project_pooled(self.key, features), self._pool(value)
         )
 
-    def encode_stored(self, features: Tensor) -> StoredFrame:
+    def encode_stored(self, features: Tensor, image: Tensor | None = None) -> StoredFrame:
         """The pooled maps of a frame that is only ever attended to (training on clips)."""
         return StoredFrame(
             self._project_pooled(self.query, features),
@@ -96,28 +99,28 @@ class Encoding(nn.Module):
 class ValueEncoding(nn.Module):
     """Encodes path features as values alone, for an aggregation that attends to nothing.
 
-    Queries and keys have no channels, and values are stored at full size.
+    Values are stored at full size. Queries and keys are the images, for those who compare these.
     """
 
     def __init__(self, in_channels: int, value_channels: int) -> None:
         super().__init__()
         self.value = nn.Conv2d(in_channels, value_channels, 1)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Query ``[B, 0, H, W]`` and value ``[B, d_v, H, W]`` of the current frame."""
-        return features[:, :0], self.value(features)
+    def forward(self, features: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The image and the value ``[B, d_v, H, W]`` of the current frame."""
+        return image, self.value(features)
 
     def store(self, features: Tensor, query: Tensor, value: Tensor) -> StoredFrame:
         """A frame whose value is known already (streaming)."""
         return StoredFrame(query, query, value)
 
-    def encode_stored(self, features: Tensor) -> StoredFrame:
+    def encode_stored(self, features: Tensor, image: Tensor) -> StoredFrame:
         """The maps of a frame that is only ever added to others (training on clips)."""
-        return self.store(features, *self(features))
+        return self.store(features, *self(features, image))
 
 
 def build_encoding(config: ModelConfig, in_channels: int) -> Encoding | ValueEncoding:
     """The encoding of one path for the aggregation of a model."""
-    if config.aggregation == "add":
+    if config.aggregation in ("add", "flow"):
         return ValueEncoding(in_channels, config.value_channels)
     return Encoding(in_channels, config.value_channels, config.pooling_mode, config.pooling_stride)

@@ -31,7 +31,7 @@ def build_model(
         pooling_stride: TDNet only: n of Eq. 3 (None means 4).
         norm_size: TDNet only: feature size at which the LayerNorm keeps its affine (None means
             97 x 193, the features of a 769 x 1537 image). Other sizes interpolate it.
-        aggregation: TDNet only: "apm" (None means this), "sta" or "add"; see ModelConfig.
+        aggregation: TDNet only: "apm" (None means this), "sta", "add" or "flow"; see ModelConfig.
         shared: TDNet only: whether one sub-network takes every path (None means no).
 
     Raises:

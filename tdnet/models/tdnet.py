@@ -130,7 +130,7 @@ class TDNet(nn.Module):
         """Encode a normalised image ``[B, 3, H, W]`` by the sub-network of ``path``."""
         parts = self._path(path)
         features = parts.features(image)
-        query, value = parts.encoding(features)
+        query, value = parts.encoding(features, image)
         return EncodedFrame(features, query, value)
 
     def store(self, frame: EncodedFrame, path: int) -> StoredFrame:
@@ -144,10 +144,10 @@ class TDNet(nn.Module):
         are m-1, or one less than the surviving paths.
 
         Raises:
-            ValueError: if there are more or fewer, or none.
+            ValueError: if there are more or fewer.
         """
-        expected = self.surviving_paths - 1
-        if len(window) != expected or not window:
+        expected = max(self.surviving_paths - 1, 1)
+        if len(window) != expected:
             raise ValueError(f"window: expected {expected} past frames, got {len(window)}")
         return self._path(path).hops.recall(window)
 
@@ -203,7 +203,7 @@ class TDNet(nn.Module):
         window = []
         for age, image in zip(range(len(past), 0, -1), past, strict=True):
             parts = self._path((last - age) % self.num_paths)
-            window.append(parts.encoding.encode_stored(parts.features(image)))
+            window.append(parts.encoding.encode_stored(parts.features(image), image))
         memory = self.propagate(window, last) if window else None
         return self.encode(current, last), memory, last
 

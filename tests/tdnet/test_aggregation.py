@@ -1,13 +1,19 @@
 """Aggregations, shared sub-networks and surviving paths."""
 
+import sys
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
 
 from tdnet import VideoSegmenter, build_model, load_checkpoint, save_checkpoint
+from tdnet.models import aggregation
+from tdnet.models.flow import image_flow, warp
 from tdnet_ops import attention_propagate
 
-AGGREGATIONS = ("apm", "sta", "add")
+needs_opencv = pytest.mark.skipif(find_spec("cv2") is None, reason="OpenCV is not installed")
+AGGREGATIONS = ("apm", "sta", "add", pytest.param("flow", marks=needs_opencv))
 FRAMES = 4
 
 
@@ -157,3 +163,36 @@ def test_strides(frames, stride):
     segmenter = VideoSegmenter(model)
     streamed = [segmenter.logits(frame[None]) for frame in frames[:2]]
     torch.testing.assert_close(model(frames[None, :2]), streamed[-1], rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_values_are_carried_by_the_flow_from_the_current_image(frames, monkeypatch):
+    """Of a window of one frame everything moved by a stride: the value is found a pixel off."""
+    model = build_model("td2-lite0", 5, norm_size=(5, 7), aggregation="flow").eval()
+    monkeypatch.setattr(
+        aggregation, "image_flow", lambda image, past: torch.full_like(image[:, :2], 8.0)
+    )
+    past, current = (model.encode(image[None], index) for index, image in enumerate(frames[:2]))
+    moved = past.value[:, :, [1, 2, 3, 4, 4]][..., [1, 2, 3, 4, 5, 6, 6]]
+    result = model.opinions(frames[None, :2])[0]
+    expected = labelled(model.paths[1], current.value + moved)
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_opencv
+def test_flow_finds_a_shift():
+    """A texture that moved by 3 pixels to the right and 2 down is found where it was."""
+    texture = nn.functional.interpolate(torch.randn(2, 3, 24, 32), (96, 128), mode="bicubic")
+    past, image = texture[..., 8:88, 8:120], texture[..., 6:86, 5:117]
+    flow = image_flow(image, past)[..., 16:-16, 16:-16]
+    assert flow.shape == (2, 2, 48, 80)
+    torch.testing.assert_close(flow.mean((0, 2, 3)), torch.tensor([-3.0, -2.0]), atol=0.2, rtol=0)
+    inside = (..., slice(16, -16), slice(16, -16))
+    carried = warp(past, torch.tensor([-3.0, -2.0]).view(1, 2, 1, 1).expand(2, 2, 80, 112))
+    torch.testing.assert_close(carried[inside], image[inside], atol=1e-3, rtol=1e-3)
+
+
+def test_without_opencv_flow_says_what_to_install(frames, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install opencv-python-headless"):
+        image_flow(frames, frames)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdnet import VideoSegmenter, build_model
+from tdnet import VideoSegmenter, build_model, load_checkpoint, save_checkpoint
 from tdnet.models import SingleFrameModel, TDNet, model_names
 from tdnet.models.backbone import build_backbone
 from tdnet.models.bilateral import AttentionRefinement, BilateralFeatures, FeatureFusion
@@ -20,6 +20,48 @@ def randomise_norms(model):
             module.running_mean.copy_(torch.rand(module.num_features, generator=generator) - 0.5)
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
     return model
+
+
+@pytest.fixture(scope="module")
+def small_models():
+    """Models of the rows that are small enough for this, built once."""
+    names = ("lite0", "espnetv2", "td2-lite0", "td2-espnetv2", "td4-bise18")
+    return {name: build_model(name, num_classes=3, **sizes_of(name)) for name in names}
+
+
+def sizes_of(name):
+    return {"norm_size": (5, 7)} if name.startswith("td") else {}
+
+
+@pytest.mark.parametrize("name", ["lite0", "espnetv2", "td2-lite0", "td2-espnetv2", "td4-bise18"])
+class TestSmallModels:
+    """What a user does with a model: train, save, load, stream."""
+
+    def test_a_step_of_training_lowers_the_loss(self, small_models, name):
+        torch.manual_seed(0)
+        model = small_models[name].train()
+        shape = (2, model.num_paths, 3, 33, 49) if isinstance(model, TDNet) else (2, 3, 33, 49)
+        images, labels = torch.randn(shape), torch.randint(3, (2, 33, 49))
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
+        losses = []
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0], losses
+
+    def test_a_loaded_model_streams_as_the_saved_one(self, small_models, name, tmp_path):
+        model = small_models[name].eval()
+        save_checkpoint(model, tmp_path / "model.safetensors")
+        loaded = load_checkpoint(tmp_path / "model.safetensors", name)
+        assert loaded.config == model.config
+        segmenters = [VideoSegmenter(x) for x in (model, loaded)]
+        for frame in torch.randint(256, (5, 33, 49, 3), dtype=torch.uint8):
+            labels, expected = (segmenter.step(frame) for segmenter in segmenters)
+            assert labels.shape == (33, 49)
+            assert (labels == expected).all()
 
 
 @pytest.mark.parametrize("name", model_names())
