@@ -58,6 +58,7 @@ def evaluate_checkpoint(
     from tdnet.cli.segment import fail, parse_device, parse_size
     from tdnet.data.catalog import labelled_videos
     from tdnet.evaluation.evaluate import evaluate
+    from tdnet.video import VideoError
 
     try:
         if out is not None and not out.parent.is_dir():
@@ -82,7 +83,7 @@ def evaluate_checkpoint(
             )
         if out is not None:
             out.write_text(result.to_json(), encoding="utf-8")
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+    except (VideoError, ValueError, RuntimeError, OSError, ImportError) as error:
         raise typer.Exit(fail(error)) from error
     _print(result)
 

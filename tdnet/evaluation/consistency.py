@@ -2,10 +2,11 @@
 
 TC, "temporal consistency", as in the code of Liu et al. (Efficient Semantic Video Segmentation with
 Per-frame Inference, ECCV 2020): the labels of frame t+1, carried back to frame t by optical flow,
-against those of frame t; the IoU of each class over all pairs of frames, and its mean. Three things
+against those of frame t; the IoU of each class over all pairs of frames, and its mean. Four things
 differ from that code, so its numbers are near but not equal: the flow is OpenCV's DIS in place of
 FlowNet2 ("TC (DIS)"), labels are carried from the nearest pixel (that code interpolates between the
-numbers of classes), and what leaves the frame is not compared (that code repeats the border).
+numbers of classes), what leaves the frame is not compared (that code repeats the border), and
+classes that do not occur are left out of the mean (that code counts them as 0).
 
 VC, "video consistency", as in the code of Miao et al. (VSPW, CVPR 2021): over windows of n frames,
 of the pixels whose true label is the same in all frames the share whose predicted label is the

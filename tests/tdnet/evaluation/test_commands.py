@@ -46,10 +46,16 @@ def test_eval_says_what_evaluate_measures(checkpoint, tiny, videos, videos_root,
 
 
 def test_failures_of_eval_are_one_line(checkpoint, videos_root, tmp_path, monkeypatch):
+    pytest.importorskip("cv2")
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    for kind in ("images", "labels"):
+        (tmp_path / "val" / "a" / kind).mkdir(parents=True)
+        (tmp_path / "val" / "a" / kind / "1.png").write_text("no image")
     usual = {"--data": "folder", "--root": videos_root, "--device": "cpu"}
     for changes, message in (
         ({"--data": "nothing"}, "name: expected one of camvid, cityscapes, "),
-        ({"--root": tmp_path}, "classes.txt: no such file"),
+        ({"--root": tmp_path / "val"}, "classes.txt: no such file"),
+        ({"--root": tmp_path}, "1.png: not a readable image"),
         ({"--split": "test"}, "test: no such folder"),
         ({"--size": "5"}, "--size: expected HEIGHTxWIDTH"),
         ({"--orders": "some"}, "orders: expected one of all, first, got 'some'"),
