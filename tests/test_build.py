@@ -299,7 +299,7 @@ def test_requirement_agrees_with_the_metadata_and_the_abi_target():
 # --- the source distribution and the checkout ----------------------------------------------------
 
 FOLDERS = [
-    *(".ci", "benchmarks", "build_tools", "csrc", "docs", "examples", "hub"),
+    *(".ci", "benchmarks", "build_tools", "configs", "csrc", "docs", "examples", "hub"),
     *("tdnet", "tdnet_ops", "tests"),
 ]
 FILES = {
@@ -343,6 +343,14 @@ def test_source_distribution_has_all_to_build_and_test_with(tmp_path, checkout):
         if path.is_file() and not {"__pycache__", "tdnet.egg-info"} & set(path.parts)
     }
     assert not (sources | FILES) - packed
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout of git")
+def test_the_lists_above_have_all_that_is_tracked():
+    command = ["git", "-c", "safe.directory=*", "ls-files"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = {line.partition("/")[0] for line in result.stdout.splitlines()}
+    assert tracked == {*FOLDERS, *FILES, "MANIFEST.in", ".gitattributes", ".gitignore"}
 
 
 def test_bare_checkout_says_how_to_build_it(checkout):
