@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tdnet.models.tdnet as tdnet_module
 from tdnet import VideoSegmenter, build_model, preprocessing, streaming
-from tdnet.models import ModelConfig
+from tdnet.models import ModelConfig, aggregation
 from tdnet.preprocessing import MEAN, STANDARD_DEVIATION
 
 HEIGHT, WIDTH = 41, 65
@@ -126,7 +125,7 @@ def test_two_segmenters_share_a_model(td4):
 
 def test_prepare_leaves_one_attention_to_the_frame_and_changes_no_number(td4, monkeypatch):
     calls = []
-    attention = tdnet_module.attention_propagate
+    attention = aggregation.attention_propagate
 
     def counted(query, *rest):
         calls.append(tuple(query.shape[-2:]))
@@ -134,7 +133,7 @@ def test_prepare_leaves_one_attention_to_the_frame_and_changes_no_number(td4, mo
 
     lazy = VideoSegmenter(td4)
     expected = [lazy.logits(x) for x in images(7)]
-    monkeypatch.setattr(tdnet_module, "attention_propagate", counted)
+    monkeypatch.setattr(aggregation, "attention_propagate", counted)
     eager = VideoSegmenter(td4)
     for index, x in enumerate(images(7)):
         calls.clear()
@@ -208,7 +207,7 @@ def test_failure_leaves_the_state_alone(td4, monkeypatch, part):
         elif part == "store":
             patch.setattr(td4, "store", fail)
         elif part == "hops":
-            patch.setattr(tdnet_module, "attention_propagate", fail)
+            patch.setattr(aggregation, "attention_propagate", fail)
         else:
             patch.setattr(td4.paths[1].head, "forward", fail)
         with pytest.raises(MemoryError, match="no memory left"):
