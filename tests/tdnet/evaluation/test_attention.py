@@ -27,7 +27,13 @@ SIZE = (65, 97)
 def tiny4():
     torch.manual_seed(0)
     config = ModelConfig("td4-bise18", "resnet-18", "bilateral", 4, 8, 3, 8, norm_size=(5, 7))
-    return build(config).eval()
+    model = build(config).eval()
+    with torch.no_grad():
+        for path in model.paths:  # so that a pixel does not look everywhere alike
+            for projection in (path.encoding.query, path.encoding.key):
+                projection.norm.running_var.fill_(0.01)
+                projection.project.weight.mul_(4)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,7 @@ def test_weights_are_rows_of_products_of_affinities(tiny4, frames):
     for weights, matrix in zip(found, expected, strict=True):
         np.testing.assert_allclose(weights.ravel(), matrix[3 * 13 + 5], rtol=1e-3)
         assert weights.sum() == pytest.approx(1, abs=1e-5)
+        assert weights.max() > 2 / weights.size
     corner = weights_over_window(seen, (64, 96))[2]
     np.testing.assert_allclose(corner.ravel(), expected[2][-1], rtol=1e-3)
 

@@ -30,6 +30,13 @@ def still(frame, next_frame):
     return np.zeros((*frame.shape[:2], 2), np.float32)
 
 
+def half_lost(frame, next_frame):
+    """On the left what goes 5 pixels to the right does not come back."""
+    flow = still(frame, next_frame)
+    flow[:, : flow.shape[1] // 2, 0] = 5
+    return flow
+
+
 @torch.inference_mode()
 def labels_of(model, window, path, size=None):
     """Labels of the last of some frames, by the model's forward of a clip."""
@@ -90,25 +97,42 @@ def test_the_first_order_alone(tiny, videos):
 
 def test_steadiness_is_that_of_streamed_clips(tiny, videos, monkeypatch):
     monkeypatch.setattr(evaluate_module, "VC_WINDOWS", (2, 3))
-    result = evaluate(tiny, videos, flow=still)
+    result = evaluate(tiny, videos, flow=half_lost)
     (clip, _) = videos.clips
-    tcs, shares = [], {2: [], 3: []}
+    tcs, tcs_seen, shares = [], [], {2: [], 3: []}
     for start in range(2):
         segmenter = VideoSegmenter(tiny)
         segmenter.reset(start)
         labels = [segmenter.step(pixels(frame.image)) for frame in clip]
-        tcs.append(temporal_consistency(labels, [still(x, x) for x in labels[1:]], 3))
+        flows = [half_lost(x, x) for x in labels[1:]]
+        tcs.append(temporal_consistency(labels, flows, 3))
+        seen = [flow[..., 0] == 0 for flow in flows]
+        tcs_seen.append(temporal_consistency(labels, flows, 3, seen))
         for window, found in shares.items():
             vc = VideoConsistency(window)
             for predicted, frame in zip(labels, clip, strict=True):
                 vc.add(predicted, pixels(frame.labels))
             found.append((vc.steady, vc.steady_and_right))
     assert result.tc == pytest.approx(np.mean(tcs))
-    assert result.tc_seen == pytest.approx(np.mean(tcs))
+    assert result.tc_seen == pytest.approx(np.mean(tcs_seen))
+    assert result.tc_seen != pytest.approx(result.tc, abs=1e-3)
     for share in result.vc:
         steady, right = np.mean(np.array(shares[share.window]), (0, 2))
         assert (share.steady, share.steady_and_right) == pytest.approx((steady, right))
     assert [(share.window, share.windows) for share in result.vc] == [(2, 4), (3, 3)]
+
+
+def test_flow_is_asked_for_there_and_back(videos):
+    asked = []
+
+    def noted(frame, next_frame):
+        asked.append((frame.tobytes(), next_frame.tobytes()))
+        return still(frame, next_frame)
+
+    evaluate(Wheel(2), videos, flow=noted)
+    images = [pixels(frame.image).tobytes() for frame in videos.clips[0]]
+    pairs = list(zip(images, images[1:], strict=False))
+    assert asked == [pair for a, b in pairs for pair in ((a, b), (b, a))]
 
 
 def test_latency_is_of_frames_with_a_past(tiny, videos):
