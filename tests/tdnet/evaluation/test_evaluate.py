@@ -1,6 +1,7 @@
 """A model on a tiny data set against loops written by hand."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_flow_is_asked_for_there_and_back(videos):
 
     evaluate(Wheel(2), videos, flow=noted)
     images = [pixels(frame.image).tobytes() for frame in videos.clips[0]]
-    pairs = list(zip(images, images[1:], strict=False))
+    pairs = list(itertools.pairwise(images))
     assert asked == [pair for a, b in pairs for pair in ((a, b), (b, a))]
 
 
