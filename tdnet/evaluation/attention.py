@@ -2,7 +2,8 @@
 
 Eq. 5 gives a pixel of frame t the values v'_{t-1} by the rows of a matrix of weights; Eq. 4 made
 those of v_{t-1} and, by another such matrix, v'_{t-2}; and so on. The weights over frame t-i are
-thus the pixel's row of the product of the first i matrices. Each sums to one.
+thus the pixel's row of the product of the first i matrices. Each sums to one. In Eq. 2 ("sta") the
+pixel attends to every frame itself.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ class Look:
     Attributes:
         frames: uint8 `[H, W, 3]`, RGB: those of the window and the last one, oldest first.
         query: Q_t, `[1, 64, h, w]`.
-        window: m-1 stored frames, oldest first.
+        window: stored frames, oldest first.
         stride: n of their pooling.
+        is_chain: whether frames are attended to through those after them (Eq. 4).
     """
 
     frames: tuple[Frame, ...]
     query: Tensor
     window: tuple[StoredFrame, ...]
     stride: int
+    is_chain: bool
 
 
 @torch.inference_mode()
@@ -60,8 +63,13 @@ def look(model: TDNet, frames: Sequence[Frame], path: int, size: Size | None = N
         size: (height, width) that frames are resized to before they enter the network.
 
     Raises:
-        ValueError: there are not m frames, or no such path.
+        ValueError: there are not m frames, no such path, or the model attends to no past frame.
     """
+    config = model.config
+    if config.aggregation not in ("apm", "sta"):
+        raise ValueError(f"model: expected aggregation apm or sta, got {config.aggregation}")
+    if model.surviving_paths < 2:
+        raise ValueError(f"model: expected 2 surviving paths or more, got {model.surviving_paths}")
     if len(frames) != model.num_paths:
         raise ValueError(f"frames: expected {model.num_paths} as paths, got {len(frames)}")
     device = next(model.parameters()).device
@@ -71,7 +79,9 @@ def look(model: TDNet, frames: Sequence[Frame], path: int, size: Size | None = N
         image = images_of(torch.tensor(frame, device=device)[None], size)
         _, stream = model.label(image, before)
     assert stream.latest is not None
-    return Look(tuple(frames), stream.latest.query, before.window, model.config.pooling_stride)
+    seen = tuple(frames[-model.surviving_paths :])
+    is_chain = config.aggregation == "apm"
+    return Look(seen, stream.latest.query, before.window, config.pooling_stride, is_chain)
 
 
 @torch.inference_mode()
@@ -97,9 +107,9 @@ def weights_over_window(look: Look, pixel: tuple[int, int]) -> list[Floats]:
     share: Tensor | None = None
     for stored in reversed(look.window):
         matrix = pooled_affinity(query.float(), stored.key.float()).softmax(-1)[0]
-        share = matrix if share is None else share @ matrix
+        share = share @ matrix if look.is_chain and share is not None else matrix
         found.insert(0, share.reshape(stored.key.shape[-2:]).cpu().numpy())
-        query = stored.query
+        query = stored.query if look.is_chain else query
     return found
 
 
@@ -175,6 +185,7 @@ def write_page(path: Path, look: Look, pixel: tuple[int, int], name: str = "t") 
         "stored": tuple(look.window[0].key.shape[-2:]),
         "stride": look.stride,
         "channels": look.query.shape[1],
+        "isChain": look.is_chain,
         "frames": [_jpeg(frame) for frame in look.frames],
         "query": _rows(look.query),
         "window": [{"query": _rows(f.query), "key": _rows(f.key)} for f in look.window],

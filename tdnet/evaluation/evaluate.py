@@ -70,7 +70,8 @@ def evaluate(
         size: (height, width) that frames are resized to before they enter the network.
         gap: the network sees every gap-th frame, as in Fig. 6(b): a clip becomes `gap` streams, so
             that every labelled frame is scored whatever the gap.
-        orders: "all" runs each stream m times, from each path on; "first" from path 0 alone.
+        orders: "all" runs each stream m times, from each path on (once if all paths share one
+            sub-network); "first" from path 0 alone.
         flow: for TC. None leaves TC out.
         data: what the result calls the videos.
         progress: called after each frame with how many are done, and how many there are.
@@ -92,7 +93,7 @@ def evaluate(
         raise ValueError("videos: expected labelled frames, got none")
     if flow is dis_flow and any(stream.is_whole for stream in streams):
         load_opencv()  # sooner than in the middle of the run
-    starts = range(num_paths if orders == "all" else 1)
+    starts = range(num_paths if orders == "all" and not model.config.shared else 1)
     runs = [_Run(VideoSegmenter(model, size), start, num_classes) for start in starts]
     _warm_up(VideoSegmenter(model, size), streams[0].frames[0], num_paths + 1)
     total = sum(len(stream.frames) for stream in streams)

@@ -1,6 +1,7 @@
 """Weights over the window against the definitions of Eq. 4 and 5."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -33,6 +34,13 @@ def tiny4():
             for projection in (path.encoding.query, path.encoding.key):
                 projection.norm.running_var.fill_(0.01)
                 projection.project.weight.mul_(4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny_sta(tiny4):
+    model = build(dataclasses.replace(tiny4.config, aggregation="sta")).eval()
+    model.load_state_dict(tiny4.state_dict())
     return model
 
 
@@ -73,6 +81,26 @@ def test_weights_are_rows_of_products_of_affinities(tiny4, frames):
     np.testing.assert_allclose(corner.ravel(), expected[2][-1], rtol=1e-3)
 
 
+def test_with_eq_2_a_pixel_attends_to_every_frame_itself(tiny_sta, frames):
+    seen = look(tiny_sta, frames, 3)
+    found = weights_over_window(seen, (24, 40))
+    for weights, stored in zip(found, seen.window, strict=True):
+        expected = affinity(seen.query, stored.key)[3 * 13 + 5]
+        np.testing.assert_allclose(weights.ravel(), expected, rtol=1e-3)
+
+
+def test_what_survives_is_shown(tiny4, frames):
+    tiny4.surviving_paths = 3
+    try:
+        seen = look(tiny4, frames, 0)
+        tiny4.surviving_paths = 1
+        with pytest.raises(ValueError, match="model: expected 2 surviving paths or more, got 1"):
+            look(tiny4, frames, 0)
+    finally:
+        tiny4.surviving_paths = 4
+    assert (len(seen.frames), len(weights_over_window(seen, (0, 0)))) == (3, 2)
+
+
 def test_a_picture_has_all_frames(tiny4, frames, tmp_path):
     pytest.importorskip("matplotlib")
     write_picture(tmp_path / "look.png", look(tiny4, frames, 0, (33, 49)), (10, 20))
@@ -110,8 +138,9 @@ def test_a_page_needs_nothing_else(tiny4, frames, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run the page")
-def test_a_page_finds_the_same_weights(tiny4, frames, tmp_path):
-    seen = look(tiny4, frames, 3)
+@pytest.mark.parametrize("model", ["tiny4", "tiny_sta"])
+def test_a_page_finds_the_same_weights(model, frames, tmp_path, request):
+    seen = look(request.getfixturevalue(model), frames, 3)
     write_page(tmp_path / "look.html", seen, (24, 40))
     (tmp_path / "run.js").write_text(RUN_PAGE)
     command = ["node", tmp_path / "run.js", tmp_path / "look.html", str(3 * 13 + 5)]
@@ -123,6 +152,9 @@ def test_a_page_finds_the_same_weights(tiny4, frames, tmp_path):
 
 
 def test_what_cannot_be_looked_at(tiny4, frames):
+    adding = build(dataclasses.replace(tiny4.config, aggregation="add")).eval()
+    with pytest.raises(ValueError, match="model: expected aggregation apm or sta, got add"):
+        look(adding, frames, 0)
     with pytest.raises(ValueError, match="frames: expected 4 as paths, got 3"):
         look(tiny4, frames[:3], 0)
     with pytest.raises(ValueError, match="path: expected 0 to 3, got 4"):

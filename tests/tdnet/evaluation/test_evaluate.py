@@ -19,6 +19,7 @@ from tdnet.evaluation.evaluate import evaluate, read_labels, streams_of
 from tdnet.evaluation.metrics import confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
 from tdnet.evaluation.other_memory import with_memory_of
 from tdnet.evaluation.results import Evaluation
+from tdnet.models import build
 from tdnet.preprocessing import images_of
 
 
@@ -94,6 +95,12 @@ def test_the_first_order_alone(tiny, videos):
     first = evaluate(tiny, videos, orders="first", flow=None)
     np.testing.assert_array_equal(first.confusions, both.confusions[:1])
     assert first.miou_of_orders == both.miou_of_orders[:1]
+
+
+def test_a_shared_sub_network_has_one_order(tiny, videos):
+    torch.manual_seed(0)
+    shared = build(dataclasses.replace(tiny.config, shared=True))
+    assert len(evaluate(shared, videos, flow=None).miou_of_orders) == 1
 
 
 def test_steadiness_is_that_of_streamed_clips(tiny, videos, monkeypatch):
