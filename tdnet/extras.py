@@ -3,6 +3,9 @@
 import importlib
 from typing import Any
 
+# Where a module has another name than what is installed.
+_DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
+
 
 def extra_package(name: str, purpose: str) -> Any:
     """A module of one of them.
@@ -18,4 +21,5 @@ def extra_package(name: str, purpose: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise ImportError(f'{purpose} needs {package}: pip install "tdnet[train]"') from error
+        install = _DISTRIBUTIONS.get(package, package)
+        raise ImportError(f"{purpose} needs {package}: pip install {install}") from error

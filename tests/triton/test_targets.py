@@ -39,7 +39,7 @@ def is_target(item):
 
 # A whole table takes minutes: a part of the first one every day, the whole with what is slow, and
 # of the others, whose kernels are the same, a part. `check_target.py` checks the whole of any.
-FEW, PART = "12", "4"
+FEW, PART = "12", "8"
 CHECKS = {f"{FIRST} few": [FIRST, "--every", FEW], FIRST: [FIRST]}
 CHECKS |= {name: [name, "--every", PART] for name in targets.NAMES if name != FIRST}
 DAILY, *SLOW = CHECKS

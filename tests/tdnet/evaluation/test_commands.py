@@ -68,7 +68,9 @@ def test_failures_of_eval_are_one_line(checkpoint, videos_root, tmp_path, monkey
         assert message in line
     monkeypatch.setitem(sys.modules, "cv2", None)
     result = invoke("eval", checkpoint, *(part for option in usual.items() for part in option))
-    assert 'tdnet: error: optical flow needs cv2: pip install "tdnet[train]"' in result.stderr
+    assert (
+        "tdnet: error: optical flow needs cv2: pip install opencv-python-headless" in result.stderr
+    )
 
 
 # --- Report --------------------------------------------------------------------------------------
@@ -144,4 +146,4 @@ def test_without_matplotlib_report_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = invoke("report", tmp_path / "one.json", "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert 'a plot needs matplotlib: pip install "tdnet[train]"' in result.stderr
+    assert "a plot needs matplotlib: pip install matplotlib" in result.stderr
