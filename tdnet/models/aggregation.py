@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tdnet.architectures import ModelConfig
 from tdnet.models.encoding import StoredFrame
-from tdnet.models.flow import image_flow, warp
+from tdnet.models.flow import carried, image_flow
 from tdnet_ops import attention_propagate
 
 
@@ -108,7 +108,7 @@ class FlowWarping(nn.ModuleList):
 
     def merge(self, query: Tensor, value: Tensor, memory: Memory) -> Tensor:
         for image, past in zip(memory.keys, memory.values, strict=True):
-            value = value + warp(past, image_flow(query, image))
+            value = value + carried(past, image_flow(query, image))
         return value
 
 

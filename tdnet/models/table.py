@@ -15,7 +15,7 @@ from tdnet.models.stream import StreamingModel
 
 # mIoU (%) and milliseconds a frame of Tables 1 and 2 (Cityscapes val) and Table 3 (CamVid), where
 # the paper has them; on a Titan Xp.
-_CITYSCAPES = {
+CITYSCAPES = {
     "td4-psp18": (76.8, 85),
     "td2-psp50": (79.9, 178),
     "pspnet-18": (75.5, 91),
@@ -27,7 +27,7 @@ _CITYSCAPES = {
     "bisenet-34": (76.0, 27),
     "bisenet-101": (76.5, 72),
 }
-_CAMVID = {
+CAMVID = {
     "td4-psp18": (72.6, 40),
     "td2-psp50": (76.0, 90),
     "pspnet-18": (71.0, 40),
@@ -84,8 +84,8 @@ def markdown(size: Size) -> str:
             f"{counted.parameters / 1e6:.1f}",
             f"{counted.frame / 1e9:.0f}",
             f"{counted.ahead / 1e9:.1f}",
-            _paper(_CITYSCAPES, name),
-            _paper(_CAMVID, name),
+            _paper(CITYSCAPES, name),
+            _paper(CAMVID, name),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

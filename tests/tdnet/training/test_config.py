@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tdnet.architectures import MODELS
+from tdnet.models.table import CITYSCAPES
 from tdnet.training.config import as_yaml, load_config
 
 pytest.importorskip("omegaconf")
@@ -28,7 +29,7 @@ def test_configs_can_be_read(path):
 
 def test_every_model_of_the_paper_has_one():
     found = {load_config(path, GIVEN).model.name for path in CONFIGS.rglob("*.yaml")}
-    assert found == set(MODELS)
+    assert found >= set(CITYSCAPES)
 
 
 @pytest.fixture
