@@ -18,7 +18,7 @@ Aggregation = Literal["apm", "sta", "add", "flow"]
 Size = tuple[int, int]
 """(height, width)"""
 
-# The module of each backbone, which has build(name, dilated): see tdnet.models.features.
+# The module of each backbone, which has build(name, dilated): see tdnet.models.backbone.
 BACKBONES = {
     "resnet-18": "tdnet.models.resnet",
     "resnet-34": "tdnet.models.resnet",

@@ -15,7 +15,7 @@ KEY_CHANNELS = 64
 class StoredFrame:
     """What a past frame leaves behind: its pooled maps ``q_i``, ``k_i`` and ``v_i`` of Eq. 3.
 
-    query and key are ``[B, 64, h, w]``, value is ``[B, d_v, h, w]``.
+    query and key are ``[B, 64, h, w]``, value is ``[B, d_v, h, w]``. (ValueEncoding keeps more.)
     """
 
     query: Tensor

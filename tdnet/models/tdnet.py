@@ -34,10 +34,10 @@ class EncodedFrame:
 
 @dataclass(frozen=True)
 class Stream:
-    """All that a TDNet remembers of a video: at most m-1 pooled frames, and the latest one."""
+    """All that a TDNet remembers of a video: at most m-1 stored frames, and the latest one."""
 
     path: int = 0  # of the next frame
-    window: tuple[StoredFrame, ...] = ()  # pooled frames, oldest first
+    window: tuple[StoredFrame, ...] = ()  # oldest first
     latest: EncodedFrame | None = None  # until it is pooled
     memory: Memory | None = None  # for the next frame
 

@@ -1,10 +1,15 @@
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from tdnet import VideoSegmenter, build_model, load_checkpoint, save_checkpoint
-from tdnet.models import SingleFrameModel, TDNet, model_names
-from tdnet.models.backbone import build_backbone
+from tdnet.architectures import BACKBONES, MODELS
+from tdnet.models import SingleFrameModel, TDNet, build, model_names
+from tdnet.models.backbone import Backbone, build_backbone
 from tdnet.models.bilateral import AttentionRefinement, BilateralFeatures, FeatureFusion
 from tdnet.models.encoding import Encoding
 from tdnet.models.espnetv2 import EspnetFeatures
@@ -238,6 +243,24 @@ def test_every_weight_of_a_small_network_counts(name):
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("features", ["fpn", "bilateral"])
+@torch.inference_mode()
+def test_a_backbone_is_a_module_and_a_row(monkeypatch, features):
+    class Strides(Backbone):
+        channels = (3, 3, 3, 3)
+
+        def forward(self, x):
+            return [x[..., ::stride, ::stride] for stride in (4, 8, 16, 32)]
+
+    module = SimpleNamespace(build=lambda name, dilated: Strides())
+    monkeypatch.setitem(sys.modules, "my_backbones", module)
+    monkeypatch.setitem(BACKBONES, "strides", "my_backbones")
+    config = replace(MODELS["td2-lite0"], backbone="strides", features=features, num_classes=3)
+    model = build(config).eval()
+    assert isinstance(model.paths[1].features.backbone, Strides)
+    assert model(torch.randn(1, 2, 3, 65, 97)).shape == (1, 3, 65, 97)
 
 
 def test_backbone_of_unknown_name():
