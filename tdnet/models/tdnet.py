@@ -166,7 +166,8 @@ class TDNet(nn.Module):
         """Logits of the last frame of a clip.
 
         Args:
-            clip: ``[B, m, 3, H, W]`` normalised images, oldest first.
+            clip: ``[B, m, 3, H, W]`` normalised images, oldest first. Those that do not survive
+                (`surviving_paths`) are not looked at.
             path: the path of the last frame, 0 to m-1; those before it precede it cyclically.
                 None: the last path, so that the first frame has path 0.
 
