@@ -16,16 +16,8 @@ from tdnet.training.task import Task
 CLASSES, SIZE = 3, (32, 48)
 
 
-def small_model(paths=2):
-    config = replace(
-        MODELS["td4-bise18" if paths > 1 else "bisenet-18"],
-        num_paths=paths,
-        num_classes=CLASSES,
-        value_channels=16,
-        head_channels=8,
-        norm_size=(4, 6),
-    )
-    return build(config)
+def small_model(name="td2-espnetv2"):
+    return build(replace(MODELS[name], num_classes=CLASSES, value_channels=16, norm_size=(4, 6)))
 
 
 def small_config(**changes):
@@ -74,10 +66,10 @@ class Listener:
         self.scores.append((number, score))
 
 
-def make_task(paths=2, **options):
+def make_task(name="td2-espnetv2", **options):
     def make():
         torch.manual_seed(seed_of(7))
-        return Task(small_model(paths), **options)
+        return Task(small_model(name), **options)
 
     return make
 

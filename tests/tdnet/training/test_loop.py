@@ -249,12 +249,12 @@ def test_the_best_model_is_kept(tmp_path):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_learns(tmp_path, precision):
-    told = small.train(small.small_config(steps=8, precision=precision), tmp_path)
+    told = small.train(small.small_config(steps=16, precision=precision), tmp_path)
     assert sum(told[-3:]) < 0.9 * sum(told[:3])
 
 
 def test_single_frames_and_auxiliary_heads_learn(tmp_path):
-    make = small.make_task(1, auxiliary=0.4)
+    make = small.make_task("bisenet-18", auxiliary=0.4)
     told = small.train(small.small_config(steps=8), tmp_path, make)
     assert sum(told[-3:]) < 0.9 * sum(told[:3])
     assert isinstance(make(), Task)

@@ -61,7 +61,7 @@ def test_it_counts_in_the_loss():
     labels = torch.zeros(2, 32, 48, dtype=torch.long)
     losses = []
     for weight in (0.0, 1.0):
-        task = make_task(2, temporal=weight)().eval()
+        task = make_task(temporal=weight)().eval()
         assert task.window_length == (3 if weight else 2)
         loss = task(images[:, -task.window_length :], labels, path=1)
         losses.append(loss.item())
