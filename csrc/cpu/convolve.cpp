@@ -128,30 +128,41 @@ bool is_small_product(const Tensor& like, const std::array<int64_t, 4>& shape,
          x.stride(0) == x.stride(2) * x.size(2);
 }
 
-// To every pixel of a product [B, H, W, C_out].
-void add_bias(const Tensor& product, const Tensor& bias) {
-  const Tensor terms = torch::stable::contiguous(bias);
-  const float* const offsets = terms.const_data_ptr<float>();
-  float* out = product.mutable_data_ptr<float>();
-  const int64_t channels = product.size(3);
-  for (const float* const end = out + product.numel(); out != end; out += channels) {
-    for (int64_t c = 0; c < channels; ++c) out[c] += offsets[c];
-  }
+// Runs work(pixel, sums) for every pixel of a product [B, H, W, C_out].
+template <typename Work>
+void for_each_pixel(const Tensor& product, const Work& work) {
+  constexpr int64_t kPixels = 32;
+  if (product.numel() == 0) return;
+  float* const sums = product.mutable_data_ptr<float>();
+  const int64_t channels = product.size(3), pixels = product.numel() / channels;
+  for_each_tile(divide_up(pixels, kPixels), [&](const auto& take) {
+    for (int64_t t = take(); t >= 0; t = take()) {
+      const int64_t end = std::min(pixels, (t + 1) * kPixels);
+      for (int64_t pixel = t * kPixels; pixel < end; ++pixel) work(pixel, sums + pixel * channels);
+    }
+  });
 }
 
-// A map to a product [B, H, W, C_out].
+void add_bias(const Tensor& product, const Tensor& bias) {
+  const Tensor terms = torch::stable::contiguous(bias);
+  const float* const from = terms.const_data_ptr<float>();
+  const int64_t channels = product.size(3);
+  for_each_pixel(product, [&](int64_t, float* sums) {
+    for (int64_t c = 0; c < channels; ++c) sums[c] += from[c];
+  });
+}
+
 void add_residual(const Tensor& product, Tensor residual) {
   const Tokens terms = tokens(residual);
-  float* out = product.mutable_data_ptr<float>();
   const int64_t pixels = product.size(1) * product.size(2), channels = product.size(3);
-  for (int64_t row = 0; row < product.size(0) * pixels; ++row, out += channels) {
-    const float* const from = terms.at(row / pixels, 0, row % pixels);
+  for_each_pixel(product, [&](int64_t pixel, float* sums) {
+    const float* const from = terms.at(pixel / pixels, 0, pixel % pixels);
     if (terms.channel == 1) {
-      for (int64_t c = 0; c < channels; ++c) out[c] += from[c];
+      for (int64_t c = 0; c < channels; ++c) sums[c] += from[c];
     } else {
-      for (int64_t c = 0; c < channels; ++c) out[c] += from[c * terms.channel];
+      for (int64_t c = 0; c < channels; ++c) sums[c] += from[c * terms.channel];
     }
-  }
+  });
 }
 
 Tensor multiply_pixels(const std::array<int64_t, 4>& shape, const Tensor& x, const Tensor& weight,
