@@ -198,6 +198,30 @@ def _first(operator: str, device: torch.device, dtype: torch.dtype) -> str:
     )
 
 
+# Kernels on CUDA count maps, channels and pixels in an int, with room for the last tile.
+_MOST_COUNTED = 2**31 - 1 - 1024
+
+
+def _too_large(name: str, arguments: Sequence[Any]) -> str | None:
+    """Why the kernels of a backend cannot count what a call has; None if they can.
+
+    Not asked while torch.compile traces: it would bind a graph of dynamic sizes to the answer. The
+    launchers check too.
+    """
+    if name != "cuda" or torch.compiler.is_compiling():
+        return None
+    for argument in arguments:
+        for x in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(x, torch.Tensor) and x.numel() > _MOST_COUNTED:
+                pixels = (x.shape[2] * x.shape[3],) if x.dim() == 4 else ()
+                if max(*x.shape, *pixels) > _MOST_COUNTED:
+                    return (
+                        f"its kernels count to {_MOST_COUNTED}, got a tensor {list(x.shape)}, with "
+                        "more maps, channels or pixels"
+                    )
+    return None
+
+
 def refusal(
     name: str, operator: Operator, like: torch.Tensor, arguments: Sequence[Any]
 ) -> str | None:
@@ -209,6 +233,8 @@ def refusal(
         arguments: of the schema, all positional ones.
     """
     reason = why_unavailable(name, operator.name, like.device, like.dtype)
+    if reason is None:
+        reason = _too_large(name, arguments)
     if reason is None and name in operator.limits:
         return operator.limits[name](operator.bind(arguments, {}))
     return reason
@@ -248,7 +274,9 @@ def choose(
         require(forced, operator, like, arguments)
         return forced
     if not operator.limits:
-        return first_available(operator.name, like.device, like.dtype)
+        first = first_available(operator.name, like.device, like.dtype)
+        if _too_large(first, arguments) is None:
+            return first
     return _first_without_refusal(preference(like.device.type), operator, like, arguments)
 
 

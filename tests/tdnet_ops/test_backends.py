@@ -424,6 +424,23 @@ def test_a_limit_of_a_kernel_is_a_refusal(gpu):
             backends.choose(update, x, call(most + 1), "cuda")
 
 
+def test_what_kernels_cannot_count_is_refused(gpu):
+    gpu.setattr(_library, "CUDA_ARCHITECTURES", "8.0;9.0+PTX")
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    look_again()
+    pool = OPERATORS["spatial_pool"]
+    with FakeTensorMode():
+        for size, expected in (
+            ((1, 8, 2**15, 2**15), "cuda"),  # many numbers, fewer pixels
+            ((1, 1, 2**15, 2**16), "triton"),
+            ((1, 2**31, 1, 1), "triton"),
+        ):
+            x = torch.empty(size, dtype=torch.float16, device="cuda")
+            assert backends.choose(pool, x, (x, 2, "max"), None) == expected
+        with pytest.raises(RuntimeError, match=r"cannot run spatial_pool: its kernels count to"):
+            backends.choose(pool, x, (x, 2, "max"), "cuda")
+
+
 def test_triton_without_a_c_compiler_is_refused(gpu):
     gpu.setattr(shutil, "which", lambda name: None)
     assert chosen("cuda") == "reference"
