@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -14,10 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Processes:
-    """Attributes:
-    rank: of this one, from 0.
-    count: how many.
-    device: where this one computes.
+    """This one, and how many there are.
+
+    Attributes:
+        rank: of this one, from 0.
+        count: how many.
+        device: where this one computes.
     """
 
     rank: int
@@ -62,7 +65,9 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
     if count == 1:
         yield Processes(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    # The others wait for the first one while it validates.
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield Processes(rank, count, chosen)
     finally:

@@ -61,7 +61,7 @@ class Task(nn.Module):
         self.auxiliary_weight = auxiliary
         self.auxiliary = AuxiliaryHeads(model) if auxiliary else None
         self.temporal_weight = temporal
-        self._frozen: list[nn.Module] = []
+        self._frozen: set[str] = set()
 
     @property
     def window_length(self) -> int:
@@ -91,17 +91,21 @@ class Task(nn.Module):
                     f"frozen: expected a pattern of names of the model, got {pattern!r}"
                 )
             for name in names:
-                (modules.get(name) or parameters[name]).requires_grad_(False)
-                self._frozen += [modules[name]] if name in modules else []
+                part = modules[name] if name in modules else parameters[name]
+                part.requires_grad_(False)
+            self._frozen.update(name for name in names if name in modules)
         if norms:
-            every = [module for module in modules.values() if isinstance(module, _NORMS)]
-            self._frozen += [module.requires_grad_(False) for module in every]
+            found = [name for name, module in modules.items() if isinstance(module, _NORMS)]
+            for name in found:
+                modules[name].requires_grad_(False)
+            self._frozen.update(found)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Task:
         super().train(mode)
-        for module in self._frozen:
-            for part in module.modules():
+        # By name: SyncBatchNorm takes the places of norms.
+        for name in self._frozen:
+            for part in self.model.get_submodule(name).modules():
                 if isinstance(part, _NORMS):
                     part.eval()
         return self
