@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -59,11 +61,21 @@ def run_training(config_path: str, folder: Path, settings: Sequence[str]) -> int
                 lambda: flag.signal is not None,
             )
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        say(f"tdnet: error: {' '.join(str(error).split())}", sys.stderr)
+        say(f"tdnet: error: {_one_line(error)}", sys.stderr)
         return FAILED
+    speaks = os.environ.get("RANK", "0") == "0"
     if not finished:
-        assert flag.signal is not None
-        say(f"tdnet: interrupted ({flag.signal.name}); the same command goes on", sys.stderr)
-        return INTERRUPTED + flag.signal
-    say(f"weights: {folder / 'last.safetensors'}")
+        # Of several processes another one may have got it.
+        request = flag.signal or signal.SIGTERM
+        if speaks:
+            say(f"tdnet: interrupted ({request.name}); the same command goes on", sys.stderr)
+        return INTERRUPTED + request
+    if speaks:
+        say(f"weights: {folder / 'last.safetensors'}")
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # torch puts the traceback of a process that loads data before what went wrong there.
+    return lines[-1] if "DataLoader worker process" in lines[0] else " ".join(lines)

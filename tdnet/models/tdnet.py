@@ -177,10 +177,13 @@ class TDNet(nn.Module):
         Raises:
             ValueError: if the clip does not hold m images, or there is no such path.
         """
-        frame, memory, path = self._encode_clip(clip, path)
-        logits = self.decode(frame, memory, path)
         height, width = clip.shape[-2:]
-        return resize(logits, (height, width))
+        return resize(self.coarse_logits(clip, path), (height, width))
+
+    def coarse_logits(self, clip: Tensor, path: int | None = None) -> Tensor:
+        """Logits of the last frame at stride 8; arguments and errors as those of a call."""
+        frame, memory, path = self._encode_clip(clip, path)
+        return self.decode(frame, memory, path)
 
     def opinions(self, clip: Tensor, path: int | None = None) -> tuple[Tensor, Tensor]:
         """Logits of the last frame at stride 8, with its past and from V_t alone (Eq. 6).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tdnet.architectures import MODELS
+from tdnet.architectures import MODELS, ModelConfig
 from tdnet.checkpoints import load_checkpoint
 from tdnet.data.augment import training_transform
 from tdnet.data.batches import SeededBatches
@@ -110,9 +112,10 @@ def _paths(options: ModelOptions) -> int:
 
 
 def _model(options: ModelOptions, num_classes: int) -> TDNet | SingleFrameModel:
-    model = build_model(options.name, num_classes, **options.options)
+    model = _built(options, num_classes)
     if options.checkpoint is not None:
         start = load_checkpoint(options.checkpoint, options.name)
+        _refuse_other_model(start.config, model.config, options.checkpoint)
         model.load_state_dict(start.state_dict())
     if options.path_checkpoints:
         _start_paths(model, options.path_checkpoints)
@@ -120,6 +123,33 @@ def _model(options: ModelOptions, num_classes: int) -> TDNet | SingleFrameModel:
         for features in _features(model):
             _load_backbone(cast(Any, features).backbone, options.backbone_weights)
     return model
+
+
+def _built(options: ModelOptions, num_classes: int) -> TDNet | SingleFrameModel:
+    known = [
+        name
+        for name, parameter in inspect.signature(build_model).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for name in options.options:
+        if name not in known:
+            raise ValueError(f"model.options: expected some of {', '.join(known)}, got {name!r}")
+    # YAML has no tuples.
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in options.options.items()
+    }
+    return build_model(options.name, num_classes, **given)
+
+
+def _refuse_other_model(start: ModelConfig, model: ModelConfig, file: str) -> None:
+    for field in fields(ModelConfig):
+        wanted, found = getattr(model, field.name), getattr(start, field.name)
+        if wanted != found:
+            raise ValueError(
+                f"model.checkpoint: expected {field.name} {wanted}, got {found} in {file}; "
+                "model.options says what the model has"
+            )
 
 
 def _features(model: TDNet | SingleFrameModel) -> list[nn.Module]:
@@ -151,7 +181,12 @@ def _load_backbone(backbone: nn.Module, source: str) -> None:
         return load_imagenet_weights(cast(Any, backbone))
     if not Path(source).is_file():
         raise ValueError(f"model.backbone_weights: expected {IMAGENET!r} or a file, got {source!r}")
-    weights = torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        weights = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise almost anything
+        raise ValueError(
+            f"model.backbone_weights: expected weights by torch.save, got {source!r}"
+        ) from error
     # The classifier of ImageNet is no part of a backbone.
     _load(backbone, {k: v for k, v in weights.items() if not k.startswith("fc.")}, source)
 

@@ -207,6 +207,7 @@ def _check(config: TrainingConfig) -> None:
         ("steps", config.steps, 1),
         ("batch_size", config.batch_size, 1),
         ("accumulation", config.accumulation, 1),
+        ("seed", config.seed, 0),
         ("save_every", config.save_every, 1),
         ("validate_every", config.validate_every, 1),
         ("data.step", data.step, 1),

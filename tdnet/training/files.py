@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,8 +92,22 @@ class Folder:
         self.write_text(self._losses.name, lines)
 
     def add_loss(self, step: int, loss: float, learning_rate: float) -> None:
-        with self._losses.open("a") as file:
-            file.write(f"{step},{loss!r},{learning_rate!r}\n")
+        """Raises:
+        TrainingStopped: it cannot be written.
+        """
+        try:
+            with self._losses.open("a") as file:
+                file.write(f"{step},{loss!r},{learning_rate!r}\n")
+        except OSError as error:
+            raise TrainingStopped(
+                f"step {step}: cannot write {self._losses}: {error.strerror}"
+            ) from error
+
+    def remove_remains(self) -> None:
+        """Of writings that were killed."""
+        for path in self.path.glob(".*"):
+            if re.fullmatch(r"\.(state|last|best|losses|config)\..+\.[0-9a-f]{8}\.\w+", path.name):
+                path.unlink()
 
 
 def _save_durably(state: dict[str, Any], path: Path) -> None:

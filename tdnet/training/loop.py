@@ -16,8 +16,12 @@ from tdnet.training.optimization import Learner, TrainingStopped, learning_rate
 from tdnet.training.processes import Processes, joined_processes
 from tdnet.training.task import Task
 
-# What may differ from the training that goes on: it changes no number.
-_MAY_DIFFER = {"data.root", "data.workers", "device", "save_every"}
+# What may differ from the training that goes on: no number depends on it, but for the rounding of
+# another device.
+_MAY_DIFFER = {
+    *("data.root", "data.workers", "data.validation_split"),
+    *("device", "save_every", "validate_every"),
+}
 
 MakeTask = Callable[[], Task]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -59,7 +63,6 @@ def run(
         ValueError: the folder holds another training.
     """
     with joined_processes(config.device) as processes:
-        torch.manual_seed(config.seed)
         learner = Learner(config, make_task(), processes)
         training = _Training(config, Folder(folder), learner, processes, report)
         training.go_on()
@@ -92,6 +95,7 @@ class _Training:
             self._best = state["best"]
         if self._processes.is_first:
             self._folder.path.mkdir(parents=True, exist_ok=True)
+            self._folder.remove_remains()
             self._folder.write_text("config.yaml", as_yaml(self._config))
             self._folder.keep_losses(self._learner.step)
 
@@ -113,13 +117,13 @@ class _Training:
                 self._folder.add_loss(learner.step, loss, rate)
                 self._report.step(learner.step, loss, rate)
             is_last = learner.step == config.steps
-            if validate and (is_last or learner.step % config.validate_every == 0):
-                self._validate(validate)
             stopped = self._processes.any(stop_requested())
             if self._processes.is_first and (
                 is_last or stopped or learner.step % config.save_every == 0
             ):
                 self._save()
+            if validate and (is_last or learner.step % config.validate_every == 0):
+                self._validate(validate)
         return learner.step == config.steps
 
     def _validate(self, validate: Validate) -> None:
@@ -135,16 +139,28 @@ class _Training:
         if self._best is None or score > self._best:
             self._best = score
             self._folder.write_model(model, "best.safetensors", self._learner.step)
+            self._save()
 
     def _save(self) -> None:
         learner = self._learner
+        for name, tensor in learner.result.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingStopped(
+                    f"step {learner.step}: expected finite weights, got {name} with others; "
+                    f"{self._kept()}"
+                )
         state = {"config": _flat(self._config), "best": self._best, "learner": learner.state()}
         self._folder.write_model(learner.result, "last.safetensors", learner.step)
         self._folder.write_state({"step": learner.step, **state})
 
     def _kept(self) -> str:
-        state = self._folder.state_path
-        return f"{state} is the last good state" if state.exists() else "no state was written yet"
+        if not self._folder.state_path.exists():
+            return "no state was written yet"
+        last = self._folder.path / "last.safetensors"
+        return (
+            f"{self._folder.state_path} is the last good state; other settings may go on from its "
+            f"weights in another folder: model.checkpoint={last}"
+        )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:

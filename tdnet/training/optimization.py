@@ -31,6 +31,12 @@ class Learner:
     """
 
     def __init__(self, config: TrainingConfig, task: Task, processes: Processes) -> None:
+        parts = config.accumulation * processes.count
+        if config.batch_size % parts:
+            raise ValueError(
+                f"batch_size: expected a multiple of accumulation times processes, {parts}, "
+                f"got {config.batch_size}"
+            )
         self._config = config
         self._processes = processes
         self.step = 0
@@ -65,7 +71,8 @@ class Learner:
         """All that `load_state` needs: tensors, numbers and text."""
         return {
             "step": self.step,
-            "task": self.task.state_dict(),
+            # A teacher never changes, and comes with the config.
+            "task": {k: x for k, x in self.task.state_dict().items() if not _of_teacher(k)},
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
@@ -73,7 +80,8 @@ class Learner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        self.task.load_state_dict(state["task"])
+        teacher = {k: x for k, x in self.task.state_dict().items() if _of_teacher(k)}
+        self.task.load_state_dict(state["task"] | teacher)
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
@@ -90,7 +98,7 @@ class Learner:
             The loss of the whole batch.
 
         Raises:
-            TrainingStopped: it is not finite. The weights are as they were.
+            TrainingStopped: it is not finite, or a part of the batch is too small for the norms.
         """
         config, processes = self._config, self._processes
         # All that is random in a step depends on the seed and its number: nothing of a random state
@@ -102,7 +110,15 @@ class Learner:
             group["lr"] = rate
         images = images.to(processes.device, non_blocking=True)
         labels = labels.to(processes.device, non_blocking=True)
-        loss = self._backward(images, labels, path)
+        try:
+            loss = self._backward(images, labels, path)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            part = len(images) // config.accumulation
+            raise TrainingStopped(
+                f"batch_size: expected 2 windows or more at once for the model's norms, got {part}"
+            ) from error
         if not math.isfinite(loss):
             raise TrainingStopped(f"step {self.step + 1}: expected a finite loss, got {loss}")
         self._scaler.step(self._optimizer)
@@ -134,6 +150,10 @@ class Learner:
             stack.enter_context(self._wrapped.no_sync())
         stack.enter_context(_autocast(self._config.precision, self._processes.device))
         return stack
+
+
+def _of_teacher(name: str) -> bool:
+    return name.startswith("teacher.")
 
 
 def learning_rate(options: OptimizerOptions, steps: int, step: int) -> float:

@@ -58,10 +58,7 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    chosen = _device(device)
-    if count > 1 and chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(chosen)
+    chosen = _device(device, count)
     if count == 1:
         yield Processes(0, 1, chosen)
         return
@@ -74,13 +71,18 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, processes: int) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if processes > 1 and device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         line = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"device: expected one that torch finds, got {name!r}: {line}") from error
+        raise ValueError(
+            f"device: expected one that torch finds for each process, got {name!r}: {line}"
+        ) from error
     return device

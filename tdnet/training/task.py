@@ -125,7 +125,7 @@ class Task(nn.Module):
         entropy: Entropy = partial(cross_entropy, pixels=pixels)
         if self.hard_pixels:
             entropy = hard_cross_entropy
-        student = self._opinions(images, path)
+        student = self._opinions(images, path, self._needs_group)
         if self.teacher is None:
             loss = entropy(student.whole, labels)
             if self.form.own and student.group is not None:
@@ -137,18 +137,28 @@ class Task(nn.Module):
             loss = loss + self.auxiliary_weight * entropy(self.auxiliary(path), labels)
         if self.temporal_weight:
             loss = loss + self.temporal_weight * self._change(before, images, student.whole, path)
+        if self.auxiliary is not None:
+            self.auxiliary.forget()
         return loss
 
     def _change(self, before: Tensor, images: Tensor, logits: Tensor, path: int) -> Tensor:
         """Between the window that ends a frame earlier and this one, of these logits."""
         flow, weights = estimated_flow(before[:, -1], images[:, -1])
-        previous = self._opinions(before, (path - 1) % self.num_paths).whole
+        previous = self._opinions(before, (path - 1) % self.num_paths, False).whole
         return temporal_loss(previous, logits, flow, weights)
 
-    def _opinions(self, images: Tensor, path: int) -> Opinions:
+    @property
+    def _needs_group(self) -> bool:
+        """Whether the loss asks for logits of V_t alone; else the head's norms never see them."""
+        taught = self.teacher is not None and self.teacher.parts and self.form.group
+        return bool(taught or self.form.own)
+
+    def _opinions(self, images: Tensor, path: int, with_group: bool) -> Opinions:
         if isinstance(self.model, SingleFrameModel):
             return Opinions(self.model.coarse_logits(images[:, -1]))
-        return Opinions(*self.model.opinions(images, path))
+        if with_group:
+            return Opinions(*self.model.opinions(images, path))
+        return Opinions(self.model.coarse_logits(images, path))
 
 
 class AuxiliaryHeads(nn.Module):
@@ -164,7 +174,9 @@ class AuxiliaryHeads(nn.Module):
         super().__init__()
         backbones = [module for module in model.modules() if isinstance(module, ResNet)]
         if not backbones:
-            raise ValueError(f"auxiliary: expected a model with ResNets, got {model.config.name}")
+            raise ValueError(
+                f"loss.auxiliary: expected a model with ResNets, got {model.config.name}"
+            )
         self._seen: list[Tensor | None] = [None] * len(backbones)
         heads = []
         for index, backbone in enumerate(backbones):
@@ -180,11 +192,16 @@ class AuxiliaryHeads(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def _keep(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        self._seen[index] = out
+        if module.training:
+            self._seen[index] = out
 
     def forward(self, path: int) -> Tensor:
         """Logits of the last frame that a path has seen, ``[B, K, h, w]``."""
-        features = self._seen[path]
+        index = path % len(self.heads)  # of a shared sub-network there is one
+        features = self._seen[index]
         assert features is not None
+        return self.heads[index](features)
+
+    def forget(self) -> None:
+        """Keeps no features longer than a step."""
         self._seen = [None] * len(self._seen)
-        return self.heads[path](features)

@@ -108,6 +108,9 @@ def test_ctrl_c_keeps_the_state(folder):
         (["config.yaml", "--set", "model.checkpoint=none.safetensors"], "none.safetensors"),
         (["config.yaml", "--set", "loss.teacher=none.safetensors"], "none.safetensors"),
         (["config.yaml", "--set", "device=abacus"], "device: expected one that torch finds"),
+        (["config.yaml", "--set", "model.options.foo=1"], "model.options: expected some of"),
+        (["config.yaml", "--set", "model.backbone_weights=config.yaml"], "model.backbone_weights"),
+        (["config.yaml", "--set", "seed=-1"], "seed: expected at least 0, got -1"),
     ],
 )
 def test_a_mistake_is_one_line(folder, arguments, message, monkeypatch, capsys):
