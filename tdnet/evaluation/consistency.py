@@ -18,51 +18,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tdnet.data.dis import ForwardFlow
 from tdnet.data.palette import IGNORE_LABEL
 from tdnet.evaluation.metrics import LabelMap, confusion_matrix, mean_iou
-from tdnet.extras import extra_package
-
-Flow = NDArray[np.float32]
-"""[H, W, 2]: how many pixels right and down a pixel of a frame has moved in the next one."""
 
 Mask = NDArray[np.bool_]
-Frame = NDArray[np.uint8]
 
 # Of the forward-backward check of Sundaram et al. (ECCV 2010).
 _RELATIVE_ERROR, _ABSOLUTE_ERROR = 0.01, 0.5
 
 
-def dis_flow(frame: Frame, next_frame: Frame) -> Flow:
-    """Optical flow by Dense Inverse Search (Kroeger et al., ECCV 2016), OpenCV's "medium".
-
-    Args:
-        frame: uint8 `[H, W, 3]`, RGB.
-        next_frame: another of the same size.
-
-    Returns:
-        float32 `[H, W, 2]`, in pixels: where a pixel of frame is in next_frame, right and down.
-
-    Raises:
-        ImportError: OpenCV is not installed.
-    """
-    cv2 = load_opencv()
-    gray, next_gray = (cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (frame, next_frame))
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flow: Flow = dis.calc(gray, next_gray, None)
-    return flow
-
-
-def load_opencv() -> Any:
-    """The package cv2; raises ImportError with what to install."""
-    return extra_package("cv2", "optical flow")
-
-
-def visible(flow: Flow, backward: Flow) -> Mask:
+def visible(flow: ForwardFlow, backward: ForwardFlow) -> Mask:
     """Pixels that are seen in the next frame too: flow there and back ends where it began.
 
     Args:
@@ -79,7 +49,7 @@ def visible(flow: Flow, backward: Flow) -> Mask:
     return inside & (error <= _RELATIVE_ERROR * length + _ABSOLUTE_ERROR)
 
 
-def carried_back(next_labels: LabelMap, flow: Flow) -> LabelMap:
+def carried_back(next_labels: LabelMap, flow: ForwardFlow) -> LabelMap:
     """The labels of the next frame where the flow says that pixels of this frame went.
 
     Args:
@@ -100,7 +70,7 @@ def carried_back(next_labels: LabelMap, flow: Flow) -> LabelMap:
     return np.where(inside, next_labels[rows, columns], IGNORE_LABEL)
 
 
-def _targets(flow: Flow) -> tuple[NDArray[np.intp], NDArray[np.intp], Mask]:
+def _targets(flow: ForwardFlow) -> tuple[NDArray[np.intp], NDArray[np.intp], Mask]:
     """Row and column of the nearest pixel in the next frame, within it, and whether it was so."""
     height, width = flow.shape[:2]
     columns = np.rint(np.arange(width) + flow[..., 0]).astype(np.intp)
@@ -112,7 +82,7 @@ def _targets(flow: Flow) -> tuple[NDArray[np.intp], NDArray[np.intp], Mask]:
 def agreement(
     labels: LabelMap,
     next_labels: LabelMap,
-    flow: Flow,
+    flow: ForwardFlow,
     num_classes: int,
     seen: Mask | None = None,
 ) -> NDArray[np.int64]:
@@ -141,7 +111,7 @@ def agreement(
 
 def temporal_consistency(
     labels: Sequence[LabelMap],
-    flows: Iterable[Flow],
+    flows: Iterable[ForwardFlow],
     num_classes: int,
     seen: Iterable[Mask] | None = None,
 ) -> float:

@@ -19,16 +19,8 @@ from PIL import Image
 
 from tdnet.architectures import Size, check_among
 from tdnet.data.clips import Clip, LabelledFrame, LabelledVideos
-from tdnet.evaluation.consistency import (
-    Flow,
-    Frame,
-    Mask,
-    VideoConsistency,
-    agreement,
-    dis_flow,
-    load_opencv,
-    visible,
-)
+from tdnet.data.dis import ForwardFlow, Frame, dis_flow, load_opencv
+from tdnet.evaluation.consistency import Mask, VideoConsistency, agreement, visible
 from tdnet.evaluation.metrics import (
     LabelMap,
     class_iou,
@@ -45,7 +37,7 @@ from tdnet.video.images import read_image
 from tdnet_ops.info import describe
 
 Orders = Literal["all", "first"]
-FlowEstimator = Callable[[Frame, Frame], Flow]
+FlowEstimator = Callable[[Frame, Frame], ForwardFlow]
 """Two frames to the flow from the first to the second, as `dis_flow`."""
 
 VC_WINDOWS = (8, 16)
@@ -156,7 +148,8 @@ class _Step:
     is_first: bool
     is_settled: bool  # m-1 frames or more are before it
     is_whole: bool
-    flow: tuple[Flow, Mask] | None  # from the frame before, and which of its pixels are seen here
+    # From the frame before, and which of its pixels are seen here.
+    flow: tuple[ForwardFlow, Mask] | None
 
 
 def _steps(
@@ -234,7 +227,9 @@ class _Run:
         self._previous = labels
         self._score(step, labels)
 
-    def _count_pair(self, previous: LabelMap, labels: LabelMap, flow: Flow, seen: Mask) -> None:
+    def _count_pair(
+        self, previous: LabelMap, labels: LabelMap, flow: ForwardFlow, seen: Mask
+    ) -> None:
         self.pairs += 1
         self.agreement += agreement(previous, labels, flow, self._num_classes)
         self.agreement_seen += agreement(previous, labels, flow, self._num_classes, seen)

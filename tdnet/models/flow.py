@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdnet.data.dis import dis_flow
 from tdnet.data.warp import warp
-from tdnet.evaluation.consistency import dis_flow
 from tdnet.models.layers import resize
 from tdnet.preprocessing import pixels_of
 

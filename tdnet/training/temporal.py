@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tdnet.data.dis import dis_flow
 from tdnet.data.warp import warp
-from tdnet.evaluation.consistency import dis_flow
 from tdnet.models.layers import resize
 from tdnet.preprocessing import pixels_of
 from tdnet_ops.gradients import wide

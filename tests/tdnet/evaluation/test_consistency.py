@@ -1,7 +1,5 @@
 """TC of scenes whose motion is known, and VC of windows counted by hand."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,6 @@ from tdnet.evaluation.consistency import (
     VideoConsistency,
     agreement,
     carried_back,
-    dis_flow,
     temporal_consistency,
     visible,
 )
@@ -60,23 +57,6 @@ def test_what_is_covered_is_not_visible():
     assert visible(flow, backward)[0].tolist() == [not 20 <= x < 26 for x in range(40)]
     away = constant_flow(30, 0, (8, 40))
     assert visible(away, -away)[0].tolist() == [x < 10 for x in range(40)]
-
-
-def test_dis_flow_finds_a_translation():
-    cv2 = pytest.importorskip("cv2")
-    noise = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
-    image = cv2.GaussianBlur(noise, (0, 0), 3)
-    flow = dis_flow(image[:, 5:105], image[:, :100])
-    assert flow.shape == (80, 100, 2)
-    middle = flow[20:-20, 20:-20]
-    np.testing.assert_allclose(np.median(middle, (0, 1)), [5, 0], atol=0.3)
-
-
-def test_without_opencv_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    frame = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ImportError, match="needs cv2: pip install opencv-python-headless"):
-        dis_flow(frame, frame)
 
 
 def test_bad_videos():
