@@ -168,7 +168,8 @@ def from_espnetv2(state: Mapping[str, Any]) -> SingleFrameModel:
     """Build an ESPNetv2 from weights that its authors published, in eval mode.
 
     Those for Cityscapes have 20 classes, the last of which is the background that they were also
-    trained on; it is left out, so that 19 are left. The tensors are copied.
+    trained on; it is left out, so that 19 are left. Of another number of classes all are kept:
+    those for PASCAL VOC have 21, and the background is the first. The tensors are copied.
 
     Args:
         state: of scale 2, trained for segmentation (sacmehta/EdgeNets); names may start with
@@ -180,14 +181,27 @@ def from_espnetv2(state: Mapping[str, Any]) -> SingleFrameModel:
     weights = {
         key: value for key, value in _unwrapped(state).items() if not _UNUSED_ESPNETV2.search(key)
     }
+    classifier = _without_background(
+        {
+            name: weights[name]
+            for name in _ESPNETV2_CLASSIFIER
+            if name in weights and weights[name].dim() > 0
+        }
+    )
     config = MODELS["espnetv2"]
-    for name in _ESPNETV2_CLASSIFIER:
-        if name in weights and weights[name].dim() > 0 and len(weights[name]) > 1:
-            weights[name] = weights[name][:-1]
-            config = replace(config, num_classes=len(weights[name]))
+    for rows in classifier.values():
+        config = replace(config, num_classes=len(rows))
+    weights |= classifier
     model = _filled_model(config, weights, lambda own, _: espnetv2_name(own))
     assert isinstance(model, SingleFrameModel)
     return model
+
+
+def _without_background(classifier: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with a row a class, without the background if they are those for Cityscapes."""
+    if any(len(rows) != _CITYSCAPES_AND_BACKGROUND for rows in classifier.values()):
+        return classifier
+    return {name: rows[:-1] for name, rows in classifier.items()}
 
 
 def _is_espnetv2(content: object) -> bool:
@@ -196,6 +210,7 @@ def _is_espnetv2(content: object) -> bool:
 
 # Units that stride have an activation less than their file says.
 _UNUSED_ESPNETV2 = re.compile(r"\.eesp\.module_act\.")
+_CITYSCAPES_AND_BACKGROUND = 20
 _ESPNETV2_CLASSIFIER = ("bu_dec_l4.merge_layer.3.weight", "bu_dec_l4.merge_layer.3.bias")
 
 # Our names (regular expressions) and the published ones; @ stands for the number of the path.

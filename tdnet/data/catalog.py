@@ -30,5 +30,5 @@ def labelled_videos(name: str, root: Path | str, split: str) -> LabelledVideos:
         ValueError: there is no data set of this name, or its files are not as they should be.
     """
     if name not in DATA_SETS:
-        raise ValueError(f"name: expected one of {', '.join(DATA_SETS)}, got {name!r}")
+        raise ValueError(f"data set: expected one of {', '.join(DATA_SETS)}, got {name!r}")
     return DATA_SETS[name](root, split)

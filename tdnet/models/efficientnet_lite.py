@@ -1,7 +1,7 @@
 """EfficientNet-Lite backbones (Tan and Le, ICML 2019, in Google's form for mobile devices, 2020).
 
-EfficientNet without squeeze-and-excitation, with ReLU6, and with a stem and first and last stages
-that do not scale. There is no head and no classifier.
+EfficientNet without squeeze-and-excitation, with ReLU6, with a stem that does not scale, and with
+first and last stages whose depth does not. There is no head and no classifier.
 
 Convolutions pad alike on both sides. The original weights were trained with TensorFlow's "SAME"
 padding, which at even sizes pads one pixel more at the end than at the start: what a stride-2
@@ -136,5 +136,7 @@ def build(name: str, dilated: bool) -> EfficientNetLite:
         ValueError: if it is to be dilated.
     """
     if dilated:
-        raise ValueError(f"dilated: expected False for {name}, got True")
+        raise ValueError(
+            f"features: expected bilateral or fpn for {name}, which is never dilated, got pyramid"
+        )
     return EfficientNetLite(*_MULTIPLIERS[name])

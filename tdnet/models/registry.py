@@ -26,9 +26,9 @@ def build_model(
         name: one of ``model_names()``; those that begin with "td" are TDNets, the others
             single-frame models.
         num_classes: K, the channels of the logits.
-        pooling_mode: TDNet only: gamma of Eq. 3, "max" (None means this) or "subsample" (what
-            published weights expect).
-        pooling_stride: TDNet only: n of Eq. 3 (None means 4).
+        pooling_mode: TDNet with attention only: gamma of Eq. 3, "max" (None means this) or
+            "subsample" (what published weights expect).
+        pooling_stride: TDNet with attention only: n of Eq. 3 (None means 4).
         norm_size: TDNet only: feature size at which the LayerNorm keeps its affine (None means
             97 x 193, the features of a 769 x 1537 image). Other sizes interpolate it.
         aggregation: TDNet only: "apm" (None means this), "sta", "add" or "flow"; see ModelConfig.
@@ -49,6 +49,11 @@ def build_model(
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if given and MODELS[name].num_paths == 1:
         raise ValueError(f"{name} is a single-frame model and has no {', '.join(given)}")
+    pooling = [key for key in ("pooling_mode", "pooling_stride") if key in given]
+    if pooling and aggregation in ("add", "flow"):
+        raise ValueError(
+            f"{name} with aggregation {aggregation} pools nothing and has no {', '.join(pooling)}"
+        )
     return build(replace(MODELS[name], num_classes=num_classes, **given))
 
 

@@ -19,7 +19,9 @@ FRAMES = 4
 
 def small_model(**options):
     """A TDNet of four paths whose norms have seen something, and whose phi do not vanish."""
-    model = build_model("td4-lite0", 5, norm_size=(5, 7), pooling_stride=2, **options)
+    if options.get("aggregation") not in ("add", "flow"):
+        options["pooling_stride"] = 2
+    model = build_model("td4-lite0", 5, norm_size=(5, 7), **options)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -209,7 +209,7 @@ class TestPublished:
 
 @pytest.fixture(scope="module")
 def espnetv2():
-    return build_model("espnetv2", 4)
+    return build_model("espnetv2", 19)
 
 
 class TestEspnetv2:
@@ -248,13 +248,20 @@ class TestEspnetv2:
         assert_same_weights(loaded, espnetv2)
         assert not loaded.training
 
+    @pytest.mark.parametrize("classes", [1, 4, 21])
+    def test_of_other_numbers_of_classes_all_are_kept(self, classes):
+        """PASCAL VOC has 21, the first of which is the background."""
+        model = build_model("espnetv2", classes)
+        weights = {espnetv2_name(own): tensor for own, tensor in model.state_dict().items()}
+        assert_same_weights(from_espnetv2(weights), model)
+
     def test_weights_that_do_not_fit(self, espnetv2):
         weights = self.weights(espnetv2)
         del weights["bu_br_l2.0.bias"]
         weights["bu_dec_l4.merge_layer.3.bias"] = torch.tensor(1.0)
         with pytest.raises(ValueError, match="do not fit espnetv2; 1 missing: bu_br_l2") as caught:
             from_espnetv2(weights)
-        assert "bu_dec_l4.merge_layer.3.bias: expected [4], got []" in str(caught.value)
+        assert "bu_dec_l4.merge_layer.3.bias: expected [19], got []" in str(caught.value)
 
     def test_another_model(self, pspnet):
         with pytest.raises(ValueError, match="do not fit espnetv2"):

@@ -90,6 +90,11 @@ def test_unknown_model_names_the_known_ones():
     [
         ("pspnet-18", {"num_classes": 0}, "num_classes: expected an integer from 1 to .*, got 0"),
         ("pspnet-18", {"pooling_stride": 2}, "has no pooling_stride"),
+        (
+            "td4-psp18",
+            {"aggregation": "add", "pooling_stride": 8},
+            "td4-psp18 with aggregation add pools nothing and has no pooling_stride",
+        ),
         ("td4-psp18", {"pooling_mode": "mean"}, "pooling_mode: expected .*, got 'mean'"),
         ("td4-psp18", {"norm_size": (9,)}, r"norm_size: expected \(height, width\), got \(9,\)"),
         ("td4-psp18", {"norm_size": (9, 0)}, r"norm_size\[1\]: expected an integer .*, got 0"),
@@ -103,6 +108,12 @@ def test_unknown_model_names_the_known_ones():
 def test_bad_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, **options)
+
+
+def test_a_backbone_that_is_never_dilated_has_no_pyramid():
+    config = replace(MODELS["td2-psp50"], backbone="efficientnet-lite0")
+    with pytest.raises(ValueError, match=r"features: expected bilateral or fpn .* got pyramid"):
+        build(config)
 
 
 @pytest.mark.parametrize("name", ["td4-psp18", "td4-bise18"])

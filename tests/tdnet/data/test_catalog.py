@@ -20,7 +20,7 @@ def test_names_are_looked_up(videos_folder):
     for name in DATA_SETS:
         with pytest.raises(ValueError, match="no such f"):
             labelled_videos(name, videos_folder / "nowhere", "train")
-    with pytest.raises(ValueError, match=r"name: expected one of camvid, .*, got 'kitti'"):
+    with pytest.raises(ValueError, match=r"data set: expected one of camvid, .*, got 'kitti'"):
         labelled_videos("kitti", videos_folder, "train")
 
 

@@ -53,7 +53,7 @@ def test_failures_of_eval_are_one_line(checkpoint, videos_root, tmp_path, monkey
         (tmp_path / "val" / "a" / kind / "1.png").write_text("no image")
     usual = {"--data": "folder", "--root": videos_root, "--device": "cpu"}
     for changes, message in (
-        ({"--data": "nothing"}, "name: expected one of camvid, cityscapes, "),
+        ({"--data": "nothing"}, "data set: expected one of camvid, cityscapes, "),
         ({"--root": tmp_path / "val"}, "classes.txt: no such file"),
         ({"--root": tmp_path}, "1.png: not a readable image"),
         ({"--split": "test"}, "test: no such folder"),
