@@ -60,10 +60,7 @@ def class_iou(confusion: Counts | Floats) -> Floats:
     against the classes that are there, and it is left out of the mean. (Counted as 0 it would make
     a mean of few frames depend on which classes a model ever mentions.)
     """
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    true = confusion.sum(-1)
-    union = true + confusion.sum(-2) - hits
-    return _ratio(hits, np.where(true > 0, union, 0))
+    return _iou(_margins(confusion))
 
 
 def mean_iou(confusion: Counts | Floats) -> Floats:
@@ -109,7 +106,8 @@ def miou_interval(
 
     Neighbouring frames of a video are alike, so that single frames drawn at random would look more
     certain than they are: blocks of consecutive frames are drawn instead. It says what other
-    frames of the same videos would have given, not what other videos or another training would.
+    frames of the same videos would have given, not what other videos or another training would. A
+    class that a draw lacks has the IoU of all frames in it.
 
     Args:
         confusions: of each frame in the order of the video, `[frames, K, K]`, or of each frame in
@@ -175,9 +173,22 @@ def _resampled_mious(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     weights = _frame_counts(frames, length, resamples, np.random.default_rng(seed))
-    runs = confusions.reshape(-1, frames, classes**2).astype(np.float64)
-    sums = (weights @ runs).reshape(-1, resamples, classes, classes)
-    return mean_iou(sums).mean(0)
+    counts = _margins(confusions.reshape(-1, frames, classes, classes)).astype(np.float64)
+    drawn = _iou(weights @ counts)
+    whole = _iou(counts.sum(-2))[:, None]
+    # Else such draws would be means over other classes than the mIoU whose interval is asked for.
+    return _mean_of_known(np.where(np.isnan(drawn), whole, drawn)).mean(0)
+
+
+def _margins(confusion: Counts | Floats) -> NDArray[np.number]:
+    """All that IoUs need, `[..., K, K] -> [3, ..., K]`: right, true and predicted pixels."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.stack((hits, confusion.sum(-1), confusion.sum(-2)))
+
+
+def _iou(margins: NDArray[np.number]) -> Floats:
+    hits, true, predicted = margins
+    return _ratio(hits, np.where(true > 0, true + predicted - hits, 0))
 
 
 def _frame_counts(frames: int, length: int, resamples: int, random: np.random.Generator) -> Floats:
@@ -193,9 +204,8 @@ def _frame_counts(frames: int, length: int, resamples: int, random: np.random.Ge
 
 
 def _interval(values: Floats) -> Interval:
-    """Of resamples without any labelled pixel nothing is known: they are left out."""
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(values, (tail, 1 - tail))
+    low, high = np.quantile(values, (tail, 1 - tail))
     return Interval(float(low), float(high))
 
 

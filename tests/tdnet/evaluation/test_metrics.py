@@ -140,11 +140,18 @@ def test_a_difference_is_sharper_than_its_parts():
 
 
 def test_a_rare_class_may_be_missing_from_a_resample():
-    frames = np.zeros((10, 2, 2), int)
+    """It counts then as in all frames: the mean is over the same classes in every draw."""
+    frames = np.zeros((10, 3, 3), int)
     frames[:, 0, 0] = 10
-    frames[3, 1, 1] = 10
+    frames[3, 1] = [0, 1, 9]
     interval = miou_interval(frames, 1)
-    assert (interval.low, interval.high) == (1, 1)
+    assert mean_iou(frames.sum(0)) == pytest.approx(0.55)
+    assert (interval.low, interval.high) == pytest.approx((0.55, 0.55))
+    # Its pixels count against the other class where they are drawn, some times or none.
+    frames[3, 1] = [10, 0, 0]
+    interval = miou_interval(frames, 1)
+    assert interval.low < mean_iou(frames.sum(0)) < interval.high
+    assert interval.high == 0.5
 
 
 @pytest.mark.parametrize(
