@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,10 @@ def weights_over_window(look: Look, pixel: tuple[int, int]) -> list[Floats]:
         ValueError: the pixel lies outside of the frame.
     """
     _check_pixel(look, pixel)
+    # As the page rounds: up from the middle between two features.
     row, column = (
-        round(place * scale) for place, scale in zip(pixel, _feature_scales(look), strict=True)
+        math.floor(place * scale + 0.5)
+        for place, scale in zip(pixel, _feature_scales(look), strict=True)
     )
     query = look.query[..., row : row + 1, column : column + 1]
     found: list[Floats] = []
@@ -190,8 +193,8 @@ def write_page(path: Path, look: Look, pixel: tuple[int, int], name: str = "t") 
         "query": _rows(look.query),
         "window": [{"query": _rows(f.query), "key": _rows(f.key)} for f in look.window],
     }
-    # In a script element only this could end it.
-    text = json.dumps(told).replace("</", "<\\/")
+    # What begins with it could end the script element, or have its end ignored.
+    text = json.dumps(told).replace("<", "\\u003c")
     page = Path(__file__).with_name("attention_page.html").read_text(encoding="utf-8")
     path.write_text(page.replace("@DATA@", text), encoding="utf-8")
 
@@ -211,11 +214,13 @@ def _jpeg(frame: Frame) -> str:
 def _draw_heat(panel: Any, weights: Floats, look: Look) -> None:
     """Each weight over the pixels that its pooling window was made of, the largest opaque."""
     height, width = look.frames[-1].shape[:2]
+    # One row or column of features, of scale 0, is drawn over the whole frame.
     down, right = _feature_scales(look)
+    scales = (down or 0.5 / height, right or 0.5 / width)
     # A feature is the middle of its cell; a pooling window begins with its first feature.
     ends = [
         ((look.stride * cells - 0.5) / scale, -0.5 / scale)
-        for cells, scale in zip(weights.shape, (down, right), strict=True)
+        for cells, scale in zip(weights.shape, scales, strict=True)
     ]
     (bottom, top), (right_end, left) = ends
     strength = weights / weights.max()

@@ -77,6 +77,9 @@ def test_weights_are_rows_of_products_of_affinities(tiny4, frames):
         np.testing.assert_allclose(weights.ravel(), matrix[3 * 13 + 5], rtol=1e-3)
         assert weights.sum() == pytest.approx(1, abs=1e-5)
         assert weights.max() > 2 / weights.size
+    # Half of the way from the first to the second row, it is the second's; as the page rounds.
+    between = weights_over_window(seen, (4, 0))[2]
+    np.testing.assert_allclose(between.ravel(), expected[2][13], rtol=1e-3)
     corner = weights_over_window(seen, (64, 96))[2]
     np.testing.assert_allclose(corner.ravel(), expected[2][-1], rtol=1e-3)
 
@@ -112,6 +115,20 @@ def test_a_picture_has_all_frames(tiny4, frames, tmp_path):
     assert not green[:, : pixels.shape[1] // 2].any()
 
 
+def test_one_row_of_features_is_drawn_over_the_whole_frame(tiny4, frames, tmp_path):
+    pytest.importorskip("matplotlib")
+    seen = look(tiny4, frames, 0, (8, 97))
+    assert seen.query.shape[2] == 1
+    write_picture(tmp_path / "look.png", seen, (10, 20))
+    with Image.open(tmp_path / "look.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    # The heat of the first frame is strong enough to colour its top and its bottom alike.
+    left = pixels[:, : pixels.shape[1] // 4]
+    drawn = np.flatnonzero((left != 255).any(-1).mean(1) > 0.9)
+    edges = left[[drawn[2], drawn[-3]]].mean(1)
+    np.testing.assert_allclose(edges[0], edges[1], atol=25)
+
+
 # Reads a page from argv and prints the weights of the feature in argv, as its script finds them.
 RUN_PAGE = """
 const page = require("fs").readFileSync(process.argv[2], "utf8");
@@ -123,13 +140,15 @@ console.log(JSON.stringify(look(Number(process.argv[3])).map((map) => Array.from
 
 def test_a_page_needs_nothing_else(tiny4, frames, tmp_path):
     seen = look(tiny4, frames, 3)
-    write_page(tmp_path / "look.html", seen, (24, 40), "</script>")
+    name = "<!--<script></script>"
+    write_page(tmp_path / "look.html", seen, (24, 40), name)
     text = (tmp_path / "look.html").read_text()
     assert "@DATA@" not in text
     assert not re.findall(r"https?:|<link|@import|fetch\(", text)
     assert text.count("</script>") == 3
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.S)[1])
-    assert data["name"] == "</script>"
+    assert data["name"] == name
+    assert "<!--" not in text
     assert (data["size"], data["features"], data["stored"]) == ([65, 97], [9, 13], [3, 4])
     with Image.open(io.BytesIO(base64.b64decode(data["frames"][0].partition(",")[2]))) as image:
         assert image.size == (97, 65)
