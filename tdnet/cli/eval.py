@@ -61,8 +61,8 @@ def evaluate_checkpoint(
     from tdnet.video import VideoError
 
     try:
-        if out is not None and not out.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {out}: there is no folder {out.parent}")
+        if out is not None:
+            _check_writable(out)
         network_size = None if size is None else parse_size(size)
         videos = labelled_videos(data, root, split)
         model = load_checkpoint(checkpoint, device=parse_device(device))
@@ -81,11 +81,22 @@ def evaluate_checkpoint(
                 data=f"{data} {split}",
                 progress=show,
             )
-        if out is not None:
-            out.write_text(result.to_json(), encoding="utf-8")
     except (VideoError, ValueError, RuntimeError, OSError, ImportError) as error:
         raise typer.Exit(fail(error)) from error
+    # First, so that what took long to measure is seen even if the file cannot be written.
     _print(result)
+    try:
+        if out is not None:
+            out.write_text(result.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise typer.Exit(fail(error)) from error
+
+
+def _check_writable(out: Path) -> None:
+    if out.is_dir():
+        raise IsADirectoryError(f"cannot write {out}: expected a file, got a folder")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {out}: there is no folder {out.parent}")
 
 
 def _print(result: Evaluation) -> None:

@@ -1,5 +1,9 @@
 """A model on labelled videos, as a stream: accuracy, steadiness and latency in one pass.
 
+Frames with too few frames before them in their stream, as its first m-1, are labelled from V_t
+alone, and scored: `Evaluation.settled_frames` says how many of the scored ones had a full past. It
+falls as the gap grows.
+
 As in Sec. 5.1 of the paper the numbers are means over all orders of the sub-networks (the m paths
 that the first frame of a stream may take), and labels are compared at the resolution of the truth.
 """
@@ -20,6 +24,7 @@ from PIL import Image
 from tdnet.architectures import Size, check_among
 from tdnet.data.clips import Clip, LabelledFrame, LabelledVideos
 from tdnet.data.dis import ForwardFlow, Frame, dis_flow, load_opencv
+from tdnet.data.palette import IGNORE_LABEL
 from tdnet.evaluation.consistency import Mask, VideoConsistency, agreement, visible
 from tdnet.evaluation.metrics import (
     LabelMap,
@@ -61,7 +66,8 @@ def evaluate(
         videos: with as many classes as the model has.
         size: (height, width) that frames are resized to before they enter the network.
         gap: the network sees every gap-th frame, as in Fig. 6(b): a clip becomes `gap` streams, so
-            that every labelled frame is scored whatever the gap.
+            that every labelled frame is scored whatever the gap. The first m-1 of each stream are
+            labelled from V_t alone.
         orders: "all" runs each stream m times, from each path on (once if all paths share one
             sub-network); "first" from path 0 alone.
         flow: for TC. None leaves TC out.
@@ -69,7 +75,7 @@ def evaluate(
         progress: called after each frame with how many are done, and how many there are.
 
     Raises:
-        ValueError: the model has other classes, no frame is labelled, gap or orders is out of
+        ValueError: the model has other classes, no pixel is labelled, gap or orders is out of
             range, or a label map does not hold 8 bits a pixel.
         VideoError: an image cannot be read.
         ImportError: TC is asked for without OpenCV.
@@ -83,19 +89,38 @@ def evaluate(
     streams = streams_of(videos.clips, num_paths, gap)
     if not streams:
         raise ValueError("videos: expected labelled frames, got none")
-    if flow is dis_flow and any(stream.is_whole for stream in streams):
+    table = np.array(videos.class_table(), np.uint8)
+    if not _has_labelled_pixels(videos, table):
+        where = f" in {data}" if data else ""
+        raise ValueError(f"videos: expected labelled pixels, got none{where}")
+    if flow is dis_flow and any(s.is_whole and len(s.frames) > 1 for s in streams):
         load_opencv()  # sooner than in the middle of the run
     starts = range(num_paths if orders == "all" and not model.config.shared else 1)
     runs = [_Run(VideoSegmenter(model, size), start, num_classes) for start in starts]
     _warm_up(VideoSegmenter(model, size), streams[0].frames[0], num_paths + 1)
     total = sum(len(stream.frames) for stream in streams)
-    table = np.array(videos.class_table(), np.uint8)
-    for done, step in enumerate(_steps(streams, table, flow, num_paths), start=1):
+    steps = _steps(streams, table, flow, _surviving_paths(model))
+    for done, step in enumerate(steps, start=1):
         for run in runs:
             run.step(step)
         progress(done, total)
     scored = [f.image for clip in videos.clips for f in clip if f.labels is not None]
     return _evaluation(model, videos, runs, scored, size, gap, data)
+
+
+def _has_labelled_pixels(videos: LabelledVideos, table: NDArray[np.uint8]) -> bool:
+    """Reads label maps until one has some: as a rule a single one."""
+    return any(
+        (read_labels(frame.labels, table) != IGNORE_LABEL).any()
+        for clip in videos.clips
+        for frame in clip
+        if frame.labels is not None
+    )
+
+
+def _surviving_paths(model: StreamingModel) -> int:
+    """How many frames labels are made of, the current one included."""
+    return int(getattr(model, "surviving_paths", model.config.num_paths))
 
 
 @dataclass(frozen=True)
@@ -146,7 +171,7 @@ class _Step:
     image: Frame
     target: LabelMap | None
     is_first: bool
-    is_settled: bool  # m-1 frames or more are before it
+    is_settled: bool  # as many frames are before it as its labels are made of
     is_whole: bool
     # From the frame before, and which of its pixels are seen here.
     flow: tuple[ForwardFlow, Mask] | None
@@ -156,7 +181,7 @@ def _steps(
     streams: Iterable[StreamedClip],
     table: NDArray[np.uint8],
     estimate: FlowEstimator | None,
-    num_paths: int,
+    surviving_paths: int,
 ) -> Iterator[_Step]:
     for stream in streams:
         previous: Frame | None = None
@@ -167,7 +192,7 @@ def _steps(
                 forward = estimate(previous, image)
                 flow = (forward, visible(forward, estimate(image, previous)))
             target = None if frame.labels is None else read_labels(frame.labels, table)
-            is_settled = position >= num_paths - 1
+            is_settled = position >= surviving_paths - 1
             yield _Step(frame, image, target, previous is None, is_settled, stream.is_whole, flow)
             previous = image
 
@@ -206,6 +231,7 @@ class _Run:
         self.pairs = 0
         self.vc = [VideoConsistency(window) for window in VC_WINDOWS]
         self.latencies: list[float] = []
+        self.settled_frames = 0
         self._segmenter = segmenter
         self._path = path
         self._num_classes = num_classes
@@ -243,6 +269,7 @@ class _Run:
         labels = _resized(labels, step.target.shape)
         counts = confusion_matrix(labels, step.target, self._num_classes)
         self.confusions[step.frame.image] = counts
+        self.settled_frames += step.is_settled
         if step.is_whole:
             for vc in self.vc:
                 vc.add(labels, step.target)
@@ -307,6 +334,9 @@ def _evaluation(
         latency=_latency(latencies),
         backend=describe(str(next(model.parameters()).device)),
         confusions=confusions.astype(np.int32),
+        config=model.config,
+        surviving_paths=_surviving_paths(model),
+        settled_frames=runs[0].settled_frames,
     )
 
 

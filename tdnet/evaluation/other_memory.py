@@ -41,6 +41,10 @@ class _OtherMemory(nn.Module):
         self.model = model
         self.frames_ago = frames_ago
 
+    @property
+    def surviving_paths(self) -> int:
+        return self.model.surviving_paths
+
     def start(self, path: int = 0) -> Past:
         return (self.model.start(path),)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tdnet.architectures import MODELS
 from tdnet.evaluation.metrics import Interval, miou_difference
 from tdnet.evaluation.results import Evaluation, Latency
 from tdnet.extras import extra_package
@@ -37,20 +41,23 @@ def write_report(results: Sequence[Named], folder: Path) -> list[Path]:
     """Write results.md and results.png into a folder, which is made, and return their paths.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib is not installed; there is a table then.
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table, plot = folder / "results.md", folder / "results.png"
+    text = markdown(results)
+    table.write_text(text, encoding="utf-8")
     write_plot(results, plot)
-    table.write_text(f"{markdown(results)}\n![mIoU]({plot.name})\n", encoding="utf-8")
+    table.write_text(f"{text}\n![mIoU]({plot.name})\n", encoding="utf-8")
     return [table, plot]
 
 
 def markdown(results: Sequence[Named]) -> str:
     """A table, a row a result, and what its columns say.
 
-    mIoU is compared with the first row's where the same frames were scored, frame by frame.
+    mIoU is compared with the first row's, frame by frame, where the same data was scored: as many
+    frames, and in each as many pixels of each true class.
     """
     lines = [_line(_HEADS), _line(["---"] * len(_HEADS))]
     lines += [_line(_cells(name, result, results[0][1])) for name, result in results]
@@ -109,13 +116,38 @@ def summary_rows(result: Evaluation) -> list[tuple[str, str]]:
     for share in result.vc:
         shown = _steadiness(share.steady, share.steady_and_right)
         rows.append((f"VC{share.window} (and right)", shown))
+    if differences := _differences_from_row(result):
+        rows.append(("built with", ", ".join(differences)))
     return [
         *rows,
         ("latency, mean / p95 / max", f"{_milliseconds(result.latency)} ms"),
-        ("frames scored", str(result.frames)),
+        ("frames scored", _scored(result)),
         ("network input", f"{size}, every {result.gap}. frame" if result.gap > 1 else size),
         ("backend", result.backend),
     ]
+
+
+def _differences_from_row(result: Evaluation) -> list[str]:
+    """What the model has that the row of its name in MODELS has not; classes are shown anyway."""
+    config = result.config
+    if config is None:
+        return []
+    default = MODELS.get(config.name, config)
+    differences = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name != "num_classes"
+        and getattr(config, field.name) != getattr(default, field.name)
+    }
+    if result.surviving_paths != config.num_paths:
+        differences["surviving_paths"] = result.surviving_paths
+    return [f"{name}={value!r}" for name, value in differences.items()]
+
+
+def _scored(result: Evaluation) -> str:
+    settled = result.settled_frames
+    shown = str(result.frames)
+    return shown if settled is None else f"{shown}, of which {settled} had a full past"
 
 
 def class_rows(result: Evaluation) -> list[tuple[str, str]]:
@@ -156,12 +188,18 @@ def _draw(panel: Any, value: float, result: Evaluation, name: str) -> None:
 
 
 def _difference(first: Evaluation, result: Evaluation) -> str:
-    comparable = first.data == result.data and first.class_names == result.class_names
-    if result is first or not comparable or first.frames != result.frames:
+    if result is first or not _have_same_truth(first, result):
         return _NONE
     found = miou_difference(first.confusions, result.confusions)
     interval = found.interval
     return f"{100 * found.miou:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def _have_same_truth(first: Evaluation, second: Evaluation) -> bool:
+    """Whether data has the same name, and each frame as many pixels of each true class."""
+    truths = [result.confusions[0].sum(-1) for result in (first, second)]
+    names = [(result.data, result.class_names) for result in (first, second)]
+    return names[0] == names[1] and np.array_equal(*truths)
 
 
 def _percent(share: float | None) -> str:

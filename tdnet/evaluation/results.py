@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdnet.architectures import Size
+from tdnet.architectures import ModelConfig, Size
 from tdnet.evaluation.metrics import Interval
 
 _FORMAT = "tdnet-evaluation-1"
@@ -19,7 +19,7 @@ _FORMAT = "tdnet-evaluation-1"
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds from a frame to its labels, of frames with m-1 frames or more before them."""
+    """Milliseconds from a frame to its labels, of frames that had a full past."""
 
     mean_ms: float
     p95_ms: float
@@ -60,10 +60,14 @@ class Evaluation:
         tc: TC (DIS); None without clips that are labelled densely.
         tc_seen: the same of what the flow sees in both frames.
         vc: VC8 and VC16.
-        latency: None without frames that have m-1 frames before them.
+        latency: None without frames that had a full past.
         backend: what ran it.
         confusions: of each order and each scored frame in the order of the videos,
             int32 `[orders, frames, K, K]`: what `miou_difference` of two models needs.
+        config: of the model. None in older files, as what follows.
+        surviving_paths: how many frames labels are made of: m, or what `TDNet.surviving_paths` was.
+        settled_frames: how many of the scored frames had a full past: as many frames before them in
+            their stream as their labels are made of. Labels of the others come from V_t alone.
     """
 
     model: str
@@ -84,6 +88,9 @@ class Evaluation:
     latency: Latency | None
     backend: str
     confusions: NDArray[np.int32] = field(repr=False, compare=False)
+    config: ModelConfig | None = None
+    surviving_paths: int | None = None
+    settled_frames: int | None = None
 
     def to_json(self) -> str:
         """Text that a person can read, but for the confusion matrices: compressed, as base64."""
@@ -126,4 +133,10 @@ def _typed(told: dict[str, Any]) -> dict[str, Any]:
         "vc": tuple(SteadyShare(**share) for share in told["vc"]),
         "latency": None if told["latency"] is None else Latency(**told["latency"]),
         "confusions": confusions,
+        "config": None if told.get("config") is None else _config(told["config"]),
     }
+
+
+def _config(told: dict[str, Any]) -> ModelConfig:
+    """Not by `ModelConfig.from_json`: a model of somebody else need not have a row in MODELS."""
+    return ModelConfig(**{**told, "norm_size": tuple(told["norm_size"])})

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from tdnet import save_checkpoint
+from tdnet.architectures import MODELS
 from tdnet.cli.app import app
 from tdnet.evaluation.evaluate import evaluate
 from tdnet.evaluation.metrics import Interval
-from tdnet.evaluation.report import markdown
+from tdnet.evaluation.report import markdown, summary_rows
 from tdnet.evaluation.results import Evaluation, Latency, SteadyShare
 
 
@@ -45,12 +48,44 @@ def test_eval_says_what_evaluate_measures(checkpoint, tiny, videos, videos_root,
         assert [name, f"{100 * iou:.1f}"] in rows
 
 
+def write_frame(root, label):
+    """A video of one black frame, all of whose pixels have one label."""
+    for kind, colour in (("images", (0, 0, 0)), ("labels", label)):
+        (root / "val" / "a" / kind).mkdir(parents=True)
+        mode = "RGB" if kind == "images" else "L"
+        Image.new(mode, (49, 33), colour).save(root / "val" / "a" / kind / "1.png")
+    (root / "classes.txt").write_text("sky\nroad\ncar\n")
+    return root
+
+
+def test_numbers_are_shown_even_if_they_cannot_be_written(
+    checkpoint, videos_root, tmp_path, monkeypatch
+):
+    pytest.importorskip("cv2")
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    options = ["--data", "folder", "--root", videos_root, "--device", "cpu", "--orders", "first"]
+    result = invoke("eval", checkpoint, *options, "--out", tmp_path / "tiny.json")
+    assert result.exit_code == 1
+    assert "tdnet: error: no space left on device" in result.stderr
+    assert "mIoU" in result.stdout
+
+
+def test_single_frames_need_no_opencv(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    root = write_frame(tmp_path, label=0)
+    result = invoke("eval", checkpoint, "--data", "folder", "--root", root, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+
+
 def test_failures_of_eval_are_one_line(checkpoint, videos_root, tmp_path, monkeypatch):
     pytest.importorskip("cv2")
-    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
-    for kind in ("images", "labels"):
-        (tmp_path / "val" / "a" / kind).mkdir(parents=True)
-        (tmp_path / "val" / "a" / kind / "1.png").write_text("no image")
+    ignored = write_frame(tmp_path / "ignored", label=255)
+    write_frame(tmp_path, label=0)
+    (tmp_path / "val" / "a" / "images" / "1.png").write_text("no image")
     usual = {"--data": "folder", "--root": videos_root, "--device": "cpu"}
     for changes, message in (
         ({"--data": "nothing"}, "data set: expected one of camvid, cityscapes, "),
@@ -60,6 +95,8 @@ def test_failures_of_eval_are_one_line(checkpoint, videos_root, tmp_path, monkey
         ({"--size": "5"}, "--size: expected HEIGHTxWIDTH"),
         ({"--orders": "some"}, "orders: expected one of all, first, got 'some'"),
         ({"--out": tmp_path / "none" / "x.json"}, "there is no folder"),
+        ({"--out": tmp_path}, "expected a file, got a folder"),
+        ({"--root": ignored}, "videos: expected labelled pixels, got none in folder val"),
     ):
         options = [part for option in (usual | changes).items() for part in option]
         result = invoke("eval", checkpoint, *options)
@@ -103,12 +140,17 @@ def result_of(right, latency=20.0, tc=0.8, data="folder val"):
 
 
 def test_a_report_compares_with_its_first_row():
+    other = result_of(0.6)
     results = [
         ("one", result_of(0.5)),
         ("two", result_of(0.6, latency=None, tc=None)),
         ("far", result_of(0.7, data="camvid val")),
+        (
+            "other",
+            dataclasses.replace(other, confusions=other.confusions * [[2], [1]]),
+        ),
     ]
-    head, _, one, two, far = markdown(results).split("\n\n")[0].splitlines()
+    head, _, one, two, far, other = markdown(results).split("\n\n")[0].splitlines()
     assert head.count("|") == one.count("|")
     assert "| 50.0 [40.0, 60.0] | - | 50.0 | 80.0 | 80.0 | 90.0 (80.0) | - |" in one
     assert "20.0 / 25.0 / 30.0" in one
@@ -116,6 +158,30 @@ def test_a_report_compares_with_its_first_row():
     # 60.5 of 139.5 pixels against 50.5 of 149.5.
     assert difference.startswith("+9.6 [+9.")
     assert far.split(" | ")[3] == "-"
+    # As many frames of the same name, with other labels.
+    assert other.split(" | ")[3] == "-"
+
+
+def test_the_summary_says_how_a_model_differs_from_its_row():
+    """Older results do not tell."""
+    plain = result_of(0.5)
+    assert "built with" not in dict(summary_rows(plain))
+    row = dataclasses.replace(MODELS["td4-psp18"], num_classes=2)
+    told = dataclasses.replace(plain, config=row, surviving_paths=4, settled_frames=8)
+    assert "built with" not in dict(summary_rows(told))
+    assert dict(summary_rows(told))["frames scored"] == "10, of which 8 had a full past"
+    changed = dataclasses.replace(row, norm_size=(9, 13), aggregation="add")
+    told = dataclasses.replace(told, config=changed, surviving_paths=2)
+    shown = "norm_size=(9, 13), aggregation='add', surviving_paths=2"
+    assert dict(summary_rows(told))["built with"] == shown
+    assert Evaluation.from_json(told.to_json()) == told
+
+
+def test_results_of_older_versions_are_read():
+    told = json.loads(result_of(0.5).to_json())
+    for name in ("config", "surviving_paths", "settled_frames"):
+        del told[name]
+    assert Evaluation.from_json(json.dumps(told)) == result_of(0.5)
 
 
 def test_report_writes_a_table_and_a_plot(tmp_path):
@@ -141,9 +207,12 @@ def test_report_writes_a_table_and_a_plot(tmp_path):
         assert message in result.stderr
 
 
-def test_without_matplotlib_report_says_what_to_install(tmp_path, monkeypatch):
+def test_without_matplotlib_there_is_a_table_and_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "one.json").write_text(result_of(0.5).to_json())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = invoke("report", tmp_path / "one.json", "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "a plot needs matplotlib: pip install matplotlib" in result.stderr
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| one | folder val |" in text
+    assert "results.png" not in text

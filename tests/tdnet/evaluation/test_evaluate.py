@@ -88,6 +88,18 @@ def test_numbers_are_those_of_loops(tiny, videos, gap, size):
     assert result.miou_interval.low <= result.miou <= result.miou_interval.high
     assert (result.frames, result.gap, result.size) == (7, gap, size)
     assert result.tc is result.tc_seen is None
+    assert (result.config, result.surviving_paths) == (tiny.config, 2)
+    # All but the first of each stream.
+    assert result.settled_frames == {1: 6, 2: 5, 4: 2}[gap]
+
+
+def test_with_one_surviving_path_every_frame_has_a_full_past(tiny, videos):
+    tiny.surviving_paths = 1
+    try:
+        result = evaluate(tiny, videos, flow=None)
+    finally:
+        tiny.surviving_paths = 2
+    assert (result.surviving_paths, result.settled_frames) == (1, result.frames)
 
 
 def test_the_first_order_alone(tiny, videos):
@@ -289,6 +301,13 @@ def test_videos_that_do_not_fit(tiny, videos):
     bare = dataclasses.replace(videos, clips=((LabelledFrame(clip[0].image),),))
     with pytest.raises(ValueError, match="videos: expected labelled frames, got none"):
         evaluate(tiny, bare)
+
+
+def test_videos_without_a_labelled_pixel(tiny, videos):
+    ignored = dataclasses.replace(videos, classes={})
+    for data, message in (("", "got none$"), ("camvid val", "got none in camvid val$")):
+        with pytest.raises(ValueError, match=f"videos: expected labelled pixels, {message}"):
+            evaluate(tiny, ignored, data=data)
 
 
 def test_bad_label_maps(tmp_path):
