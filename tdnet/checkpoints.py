@@ -101,7 +101,7 @@ def load_checkpoint(
     if path.suffix == ".safetensors":
         model = _load_native(path, name)
     elif path.suffix in _PUBLISHED_SUFFIXES:
-        content = _load_pickle(path)
+        content = read_pickle(path)
         try:
             is_espnetv2 = name == "espnetv2" or (name is None and _is_espnetv2(content))
             model = from_espnetv2(content) if is_espnetv2 else from_published(content, name)
@@ -441,7 +441,12 @@ class _NumPyScalar:
 _IGNORED_NAMES = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 
 
-def _load_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
+    """What torch.save wrote, if it is nothing but tensors, numbers and text: it cannot run code.
+
+    Raises:
+        ValueError: it is something else, or damaged.
+    """
     ignored: list[Any] = [(_NumPyScalar, name) for name in _IGNORED_NAMES]
     try:
         with torch.serialization.safe_globals(ignored), warnings.catch_warnings():

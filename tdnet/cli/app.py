@@ -9,7 +9,7 @@ import typer
 from tdnet.architectures import model_names
 from tdnet.cli.attention import attention
 from tdnet.cli.eval import evaluate_checkpoint
-from tdnet.cli.options import DEMO_OUTPUT, SegmentOptions
+from tdnet.cli.options import DEMO_OUTPUT, DeviceOption, SegmentOptions
 from tdnet.cli.report import report
 from tdnet.cli.train import train
 
@@ -102,14 +102,7 @@ def segment(
             show_default="as they come",
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE",
-            help="cpu, cuda or cuda:1, ...",
-            show_default="cuda if there is one, else cpu",
-        ),
-    ] = None,
+    device: DeviceOption = None,
     alpha: Annotated[
         float, typer.Option(help="Weight of the class colours in the overlay, 0 to 1.")
     ] = 0.5,

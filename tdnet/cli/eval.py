@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from tdnet.cli.options import DeviceOption
+
 if TYPE_CHECKING:
     from tdnet.evaluation.evaluate import Orders
     from tdnet.evaluation.results import Evaluation
@@ -39,14 +41,7 @@ def evaluate_checkpoint(
             help="Mean over the m orders of the paths, as in the paper, or the first alone.",
         ),
     ] = "all",
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE",
-            help="cpu, cuda or cuda:1, ...",
-            show_default="cuda if there is one, else cpu",
-        ),
-    ] = None,
+    device: DeviceOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the results to a file, too.")
     ] = None,

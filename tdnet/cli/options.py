@@ -1,8 +1,20 @@
 """What `tdnet segment` is asked to do. It imports nothing slow: `tdnet --help` reads it."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import typer
 
 DEMO_OUTPUT = "tdnet_demo.mp4"
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:1, ...",
+        show_default="cuda if there is one, else cpu",
+    ),
+]
 
 
 @dataclass(frozen=True)

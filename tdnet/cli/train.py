@@ -39,13 +39,13 @@ def run_training(config_path: str, folder: Path, settings: Sequence[str]) -> int
     Started again with the same arguments, it goes on where it was.
     """
     # Here, since they import torch.
-    from tdnet.cli.segment import FAILED, INTERRUPTED
+    from tdnet.cli.segment import INTERRUPTED, fail
     from tdnet.cli.terminal import say
     from tdnet.cli.training_screen import TrainingScreen
     from tdnet.training import assembly
     from tdnet.training.config import load_config
     from tdnet.training.loop import run
-    from tdnet.video.pipeline import InterruptFlag
+    from tdnet.video import InterruptFlag, VideoError
 
     try:
         config = load_config(config_path, settings)
@@ -60,9 +60,8 @@ def run_training(config_path: str, folder: Path, settings: Sequence[str]) -> int
                 screen,
                 lambda: flag.signal is not None,
             )
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        say(f"tdnet: error: {_one_line(error)}", sys.stderr)
-        return FAILED
+    except (VideoError, ValueError, RuntimeError, OSError, ImportError) as error:
+        return fail(_without_traceback(error))
     speaks = os.environ.get("RANK", "0") == "0"
     if not finished:
         # Of several processes another one may have got it.
@@ -75,7 +74,9 @@ def run_training(config_path: str, folder: Path, settings: Sequence[str]) -> int
     return 0
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    # torch puts the traceback of a process that loads data before what went wrong there.
-    return lines[-1] if "DataLoader worker process" in lines[0] else " ".join(lines)
+def _without_traceback(error: Exception) -> Exception:
+    """torch puts the traceback of a process that loads data before what went wrong there."""
+    lines = str(error).strip().splitlines()
+    if lines and "DataLoader worker process" in lines[0]:
+        return RuntimeError(lines[-1].strip())
+    return error

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from tdnet.data.palette import IGNORE_LABEL
 from tdnet.video.images import image_paths
 
@@ -101,3 +105,27 @@ def image_files(folder: Path) -> list[Path]:
     if not found:
         raise ValueError(f"{folder}: the folder holds no PNG or JPEG images")
     return found
+
+
+def read_labels(path: Path, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The classes of a label map.
+
+    Args:
+        path: of an image with 8 bits a pixel.
+        table: uint8 `[256]`, the class of each number.
+
+    Returns:
+        uint8 `[H, W]`.
+
+    Raises:
+        ValueError: the image cannot be read, or has other pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P"):
+                raise ValueError(
+                    f"{path}: expected label numbers of 8 bits, got pixels of mode {image.mode!r}"
+                )
+            return table[np.asarray(image)]
+    except OSError as error:
+        raise ValueError(f"{path}: {error}") from error

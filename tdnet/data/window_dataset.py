@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tdnet.data.batches import Sample
-from tdnet.data.clips import Clip, LabelledFrame, LabelledVideos, windows
+from tdnet.data.clips import Clip, LabelledFrame, LabelledVideos, read_labels, windows
 from tdnet.data.motion import CameraPath
 from tdnet.data.palette import IGNORE_LABEL
 from tdnet.video.images import read_image
@@ -114,7 +111,7 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
         """Classes, uint8 ``[H, W]``."""
         if frame.labels is None:
             return torch.full(size, IGNORE_LABEL, dtype=torch.uint8)
-        labels = torch.from_numpy(self._class_of[_numbers(frame.labels)])
+        labels = torch.from_numpy(read_labels(frame.labels, self._class_of))
         if labels.shape != size:
             raise ValueError(
                 f"{frame.labels}: expected {size[0]}x{size[1]} as its image, got {_size(labels)}"
@@ -125,14 +122,6 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
 def _image(frame: LabelledFrame) -> Tensor:
     """uint8 ``[3, H, W]``."""
     return torch.from_numpy(read_image(frame.image)).permute(2, 0, 1).contiguous()
-
-
-def _numbers(path: Path) -> NDArray[np.uint8]:
-    """The numbers in a label map, which may have a palette."""
-    with Image.open(path) as image:
-        if image.mode not in ("L", "P"):
-            raise ValueError(f"{path}: expected 8 bits a pixel, got mode {image.mode!r}")
-        return np.array(image)
 
 
 def _size(image: Tensor) -> str:

@@ -19,10 +19,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from tdnet.architectures import Size, check_among
-from tdnet.data.clips import Clip, LabelledFrame, LabelledVideos
+from tdnet.data.clips import Clip, LabelledFrame, LabelledVideos, read_labels
 from tdnet.data.dis import ForwardFlow, Frame, dis_flow, load_opencv
 from tdnet.data.palette import IGNORE_LABEL
 from tdnet.evaluation.consistency import Mask, VideoConsistency, agreement, visible
@@ -195,30 +194,6 @@ def _steps(
             is_settled = position >= surviving_paths - 1
             yield _Step(frame, image, target, previous is None, is_settled, stream.is_whole, flow)
             previous = image
-
-
-def read_labels(path: Path, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The classes of a label map.
-
-    Args:
-        path: of an image with 8 bits a pixel.
-        table: uint8 `[256]`, the class of each number.
-
-    Returns:
-        uint8 `[H, W]`.
-
-    Raises:
-        ValueError: the image cannot be read, or has other pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise ValueError(
-                    f"{path}: expected label numbers of 8 bits, got pixels of mode {image.mode!r}"
-                )
-            return table[np.asarray(image)]
-    except OSError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 class _Run:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdnet.models.backbone import Backbone
+from tdnet.models.layers import ConvNorm
 
 _MULTIPLIERS = {  # of width and depth
     "efficientnet-lite0": (1.0, 1.0),
@@ -35,30 +36,11 @@ _STAGES = (
 _LAST_OF_LEVEL = (1, 2, 4, 6)  # the last stage of each stride from 4 on
 
 
-class ConvNorm(nn.Module):
-    """A convolution without bias, BatchNorm and, unless it is linear, ReLU6."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        groups: int = 1,
-        *,
-        linear: bool = False,
-    ) -> None:
-        super().__init__()
-        padding = (kernel_size - 1) // 2
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
-        )
-        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
-        self.linear = linear
+class ConvNormReLU6(ConvNorm):
+    """A convolution without bias, BatchNorm and ReLU6."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
-        return x if self.linear else F.relu6(x, inplace=True)
+        return F.relu6(super().forward(x), inplace=True)
 
 
 class InvertedResidual(nn.Module):
@@ -69,9 +51,9 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         inner = in_channels * expansion
-        self.expand = ConvNorm(in_channels, inner, 1) if expansion > 1 else None
-        self.depthwise = ConvNorm(inner, inner, kernel_size, stride, groups=inner)
-        self.reduce = ConvNorm(inner, out_channels, 1, linear=True)
+        self.expand = ConvNormReLU6(in_channels, inner, 1) if expansion > 1 else None
+        self.depthwise = ConvNormReLU6(inner, inner, kernel_size, stride, groups=inner)
+        self.reduce = ConvNorm(inner, out_channels, 1)
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +73,7 @@ class EfficientNetLite(Backbone):
     def __init__(self, width: float, depth: float) -> None:
         super().__init__()
         self.scale = (width, depth)
-        self.stem = ConvNorm(3, _STEM_CHANNELS, 3, stride=2)
+        self.stem = ConvNormReLU6(3, _STEM_CHANNELS, 3, stride=2)
         self.stages = nn.ModuleList()
         channels, widths = _STEM_CHANNELS, []
         for index, (kernel_size, stride, expansion, base, count) in enumerate(_STAGES):
@@ -115,6 +97,8 @@ class EfficientNetLite(Backbone):
             if isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+            elif isinstance(module, nn.BatchNorm2d):  # as in the original training
+                module.eps, module.momentum = 1e-3, 0.01
 
     def forward(self, x: Tensor) -> list[Tensor]:
         outputs = [self.stem(x)]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdnet.models.backbone import Backbone
-from tdnet.models.layers import resize
+from tdnet.models.layers import ConvNorm, resize
 
 _CHANNELS = (32, 128, 256, 512)  # at strides 2, 4, 8 and 16
 _DECODED_CHANNELS = (64, 48, 32)  # at strides 8, 4 and 2
@@ -35,33 +35,6 @@ class NormPReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x))
-
-
-class ConvNorm(nn.Module):
-    """A convolution without bias, and BatchNorm."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        groups: int = 1,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding=kernel_size // 2,
-            groups=groups,
-            bias=False,
-        )
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
 
 
 class ConvNormPReLU(ConvNorm):

@@ -7,18 +7,36 @@ from torch import Tensor, nn
 from tdnet.architectures import Size
 
 
-class ConvNormReLU(nn.Module):
-    """A convolution without bias, BatchNorm and ReLU: ``[B, C_in, H, W] -> [B, C_out, H, W]``."""
+class ConvNorm(nn.Module):
+    """A convolution without bias, padded alike on all sides, and BatchNorm.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+    ``[B, C_in, H, W] -> [B, C_out, ceil(H/stride), ceil(W/stride)]``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+    ) -> None:
         super().__init__()
+        padding = kernel_size // 2
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)), inplace=True)
+        return self.norm(self.conv(x))
+
+
+class ConvNormReLU(ConvNorm):
+    """A convolution without bias, BatchNorm and ReLU: ``[B, C_in, H, W] -> [B, C_out, H, W]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x), inplace=True)
 
 
 class SpatialLayerNorm(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tdnet.architectures import MODELS, ModelConfig
-from tdnet.checkpoints import load_checkpoint
+from tdnet.architectures import ModelConfig
+from tdnet.checkpoints import load_checkpoint, read_pickle
 from tdnet.data.augment import training_transform
 from tdnet.data.batches import SeededBatches
 from tdnet.data.catalog import labelled_videos
@@ -69,7 +69,11 @@ def make_task(config: TrainingConfig, videos: LabelledVideos) -> Task:
 
 
 def make_batches(
-    config: TrainingConfig, videos: LabelledVideos, processes: Processes, first_step: int
+    config: TrainingConfig,
+    videos: LabelledVideos,
+    processes: Processes,
+    first_step: int,
+    length: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of the batches from a step on; see `tdnet.training.loop.run`."""
     data = config.data
@@ -79,7 +83,6 @@ def make_batches(
         flip=0.5 if data.flip else 0.0,
         jitter=data.jitter,
     )
-    length = _paths(config.model) + bool(config.loss.temporal)
     dataset = WindowDataset(videos, length, transform, data.step, motion_share=data.motion_share)
     batches = SeededBatches(
         *(len(dataset), config.batch_size, config.steps, config.seed, first_step),
@@ -105,10 +108,6 @@ def make_validation(config: TrainingConfig) -> Validate | None:
         return evaluate(cast(Any, model), videos, orders="first", flow=None).miou
 
     return validate
-
-
-def _paths(options: ModelOptions) -> int:
-    return MODELS[options.name].num_paths
 
 
 def _model(options: ModelOptions, num_classes: int) -> TDNet | SingleFrameModel:
@@ -182,11 +181,9 @@ def _load_backbone(backbone: nn.Module, source: str) -> None:
     if not Path(source).is_file():
         raise ValueError(f"model.backbone_weights: expected {IMAGENET!r} or a file, got {source!r}")
     try:
-        weights = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise almost anything
-        raise ValueError(
-            f"model.backbone_weights: expected weights by torch.save, got {source!r}"
-        ) from error
+        weights = read_pickle(Path(source))
+    except ValueError as error:
+        raise ValueError(f"model.backbone_weights: {error}") from error
     # The classifier of ImageNet is no part of a backbone.
     _load(backbone, {k: v for k, v in weights.items() if not k.startswith("fc.")}, source)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tdnet.extras import extra_package
 from tdnet.files import printable
+from tdnet.training.losses import PAPER, Weighing
 
 MISSING: Any = "???"  # OmegaConf's word for a value that must be given
 
@@ -108,11 +109,11 @@ class LossOptions:
     hard_pixels: bool = False
     teacher: str | None = None
     published_teacher: bool = False
-    whole: float = 0.5
-    group: float = 0.5
-    own: float = 0.0
-    temperature: float = 1.0
-    weighing: str = "student"
+    whole: float = PAPER.whole
+    group: float = PAPER.group
+    own: float = PAPER.own
+    temperature: float = PAPER.temperature
+    weighing: str = PAPER.weighing
     auxiliary: float = 0.0
     temporal: float = 0.0
 
@@ -234,7 +235,7 @@ def _check(config: TrainingConfig) -> None:
         )
     for name, word, known in (
         ("precision", config.precision, ("float32", "bfloat16", "float16")),
-        ("loss.weighing", config.loss.weighing, ("student", "teacher")),
+        ("loss.weighing", config.loss.weighing, get_args(Weighing)),
     ):
         if word not in known:
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {word!r}")

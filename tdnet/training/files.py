@@ -72,10 +72,7 @@ class Folder:
         try:
             write(temporary)
             os.replace(temporary, path)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch's writer has a RuntimeError for a full disk
+        except (OSError, RuntimeError) as error:  # of torch's writer, for a full disk
             line = (str(error).splitlines() or [""])[0]
             kept = f"; {path.name} of before is kept" if path.exists() else ""
             raise TrainingStopped(f"step {step}: cannot write {path}: {line}{kept}") from error

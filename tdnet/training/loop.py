@@ -40,7 +40,7 @@ def run(
     config: TrainingConfig,
     folder: Path,
     make_task: MakeTask,
-    make_batches: Callable[[Processes, int], Batches],
+    make_batches: Callable[[Processes, int, int], Batches],
     validate: Validate | None,
     report: Report,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -50,8 +50,8 @@ def run(
     Args:
         folder: see `Folder`; made if it is not there.
         make_task: the model with its loss, as it is at the start.
-        make_batches: this process's share of the batches from a step on: images
-            ``[B, m, 3, H, W]`` and labels ``[B, H, W]``.
+        make_batches: this process's share of the batches from a step on, of windows of a length:
+            images ``[B, length, 3, H, W]`` and labels ``[B, H, W]``.
         validate: the score of a model in eval mode, the higher the better; None: there is none.
         stop_requested: asked after each step; the state is then written, and the training ends.
 
@@ -66,7 +66,7 @@ def run(
         learner = Learner(config, make_task(), processes)
         training = _Training(config, Folder(folder), learner, processes, report)
         training.go_on()
-        batches = make_batches(processes, learner.step)
+        batches = make_batches(processes, learner.step, learner.task.window_length)
         return training.run(batches, validate, stop_requested)
 
 
@@ -131,9 +131,7 @@ class _Training:
         if not self._processes.is_first:
             return
         model = self._learner.result
-        was_training = model.training
         score = validate(model.eval())
-        model.train(was_training)
         self._learner.task.train()
         self._report.validation(self._learner.step, score)
         if self._best is None or score > self._best:

@@ -156,7 +156,7 @@ class Opinions:
 
 def distillation_loss(
     student: Opinions,
-    teacher: Opinions,
+    teacher: Opinions | None,
     labels: Tensor,
     form: Distillation = PAPER,
     entropy: Entropy = cross_entropy,
@@ -166,6 +166,7 @@ def distillation_loss(
     Where the teacher's reduction cannot be split, its group is None and the third term left out.
 
     Args:
+        teacher: None leaves both divergences out.
         entropy: of logits and labels, in place of `cross_entropy`.
 
     Raises:
@@ -173,11 +174,11 @@ def distillation_loss(
     """
     diverge = partial(divergence, temperature=form.temperature, weighing=form.weighing)
     loss = entropy(student.whole, labels)
-    if form.whole:
+    if teacher is not None and form.whole:
         loss = loss + form.whole * diverge(student.whole, teacher.whole)
     if student.group is None:
         return loss
-    if form.group and teacher.group is not None:
+    if teacher is not None and form.group and teacher.group is not None:
         loss = loss + form.group * diverge(student.group, teacher.group)
     if form.own:
         loss = loss + form.own * entropy(student.group, labels)

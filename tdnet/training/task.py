@@ -126,13 +126,8 @@ class Task(nn.Module):
         if self.hard_pixels:
             entropy = hard_cross_entropy
         student = self._opinions(images, path, self._needs_group)
-        if self.teacher is None:
-            loss = entropy(student.whole, labels)
-            if self.form.own and student.group is not None:
-                loss = loss + self.form.own * entropy(student.group, labels)
-        else:
-            taught = self.teacher(images[:, -1], path)
-            loss = distillation_loss(student, taught, labels, self.form, entropy)
+        taught = None if self.teacher is None else self.teacher(images[:, -1], path)
+        loss = distillation_loss(student, taught, labels, self.form, entropy)
         if self.auxiliary is not None:
             loss = loss + self.auxiliary_weight * entropy(self.auxiliary(path), labels)
         if self.temporal_weight:

@@ -6,14 +6,12 @@ probabilities, pixels weighed by how well the flow explains their colour.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tdnet.data.dis import dis_flow
 from tdnet.data.warp import warp
+from tdnet.models.flow import image_flow
 from tdnet.models.layers import resize
 from tdnet.preprocessing import pixels_of
 from tdnet_ops.gradients import wide
@@ -60,19 +58,8 @@ def estimated_flow(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
         Flow as `temporal_loss` takes it, and weights exp(-|current - moved previous|_1), where the
         previous image reaches, of colours 0 to 1; float32.
     """
-    before, now = pixels_of(previous), pixels_of(current)
-    flows = [
-        dis_flow(second, first)
-        for first, second in zip(_as_arrays(before), _as_arrays(now), strict=True)
-    ]
-    flow = torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2).to(previous.device)
-    colours = torch.cat((before / 255, torch.ones_like(before[:, :1])), dim=1)
-    moved = warp(colours, flow)
-    error = (now / 255 - moved[:, :3]).abs().sum(1)
+    flow = image_flow(current, previous).float()
+    before, now = pixels_of(previous) / 255, pixels_of(current) / 255
+    moved = warp(torch.cat((before, torch.ones_like(before[:, :1])), dim=1), flow)
+    error = (now - moved[:, :3]).abs().sum(1)
     return flow, torch.exp(-error) * (moved[:, 3] > 0.99)
-
-
-def _as_arrays(pixels: Tensor) -> NDArray[np.uint8]:
-    """uint8 ``[B, H, W, 3]``."""
-    array: NDArray[np.uint8] = pixels.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    return array

@@ -103,7 +103,9 @@ def test_files_that_do_not_fit_are_named(videos_folder):
     with pytest.raises(ValueError, match=r"2\.png: expected 24x40 as its image, got 23x40"):
         windows[0]
     Image.new("RGB", (40, 24)).save(labels)
-    with pytest.raises(ValueError, match=r"2\.png: expected 8 bits a pixel, got mode 'RGB'"):
+    with pytest.raises(
+        ValueError, match=r"2\.png: expected label numbers of 8 bits, got pixels of mode 'RGB'"
+    ):
         windows[0]
     Image.new("RGB", (40, 23)).save(videos_folder / "train" / "a" / "images" / "1.png")
     with pytest.raises(ValueError, match=r"1\.png: expected 24x40 as 2\.png, got 23x40"):

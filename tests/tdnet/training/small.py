@@ -41,8 +41,8 @@ def window(index, length):
     return torch.stack(images), labels.clone()
 
 
-def batches(config, length=2):
-    def make(processes, first):
+def batches(config):
+    def make(processes, first, length):
         share = config.batch_size // processes.count
         for step in range(first, config.steps):
             begin = step * config.batch_size + processes.rank * share

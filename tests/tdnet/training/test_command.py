@@ -1,5 +1,6 @@
 """`tdnet train` from a folder of files to weights, as a user runs it."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,3 +123,18 @@ def test_a_mistake_is_one_line(folder, arguments, message, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tdnet: error: ")
     assert message in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_line(folder, tmp_path, workers):
+    """Whichever process reads it."""
+    shutil.copytree(folder / "street", tmp_path / "street")
+    for path in (tmp_path / "street").rglob("images/*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    settings = ["--set", f"data.workers={workers}", "--set", "data.validation_split=null"]
+    code, _, error = finished(command(tmp_path, "config.yaml", "-o", "run", *settings))
+    assert code == 1
+    (line,) = [line for line in error.splitlines() if line.strip()]
+    assert line.startswith("tdnet: error: ")
+    assert ".png" in line

@@ -129,8 +129,8 @@ def test_parts_of_a_batch_are_the_batch(tmp_path):
     def ignoring(config):
         make = small.batches(config)
 
-        def some_ignored(processes, first):
-            for images, labels in make(processes, first):
+        def some_ignored(processes, first, length):
+            for images, labels in make(processes, first, length):
                 labels[0, 4:] = 255
                 yield images, labels
 
@@ -183,8 +183,9 @@ def test_what_is_frozen_stays(tmp_path):
 def test_a_loss_that_is_no_number_stops_with_the_last_good_state(tmp_path):
     config = small.small_config()
 
-    def some_nan(processes, first):
-        for step, (images, labels) in enumerate(small.batches(config)(processes, first), first + 1):
+    def some_nan(processes, first, length):
+        batches = small.batches(config)(processes, first, length)
+        for step, (images, labels) in enumerate(batches, first + 1):
             yield (images * float("nan") if step == 4 else images), labels
 
     with pytest.raises(
