@@ -117,11 +117,11 @@ def autograd_kernel(
     return _kernel(shown_name, overload, differentiated)
 
 
-def first_result_of(by: Any, overload: Any) -> Callable[..., Any]:
-    """As autograd_kernel, for an operator that another one differentiates: `by`."""
+def first_result_of(by: Callable[..., Any], overload: Any) -> Callable[..., Any]:
+    """As autograd_kernel, for an operator that another one differentiates, by whose kernel."""
 
-    def differentiated(_: Any, *arguments: Any, **keywords: Any) -> Any:
-        return by(*arguments, **keywords)[0]
+    def differentiated(below: Any, *arguments: Any, **keywords: Any) -> Any:
+        return by(below, *arguments, **keywords)[0]
 
     return _kernel(overload._schema.name.partition("::")[2], overload, differentiated)
 

@@ -100,9 +100,13 @@ def unfold(grad_values: Tensor, v: Tensor, weight: Tensor | None) -> tuple[Tenso
     """From the gradient of the folded values to those of v and weight."""
     if weight is None:
         return as_map(grad_values, v), None
+    return as_map(grad_values @ wide(weight), v), _of_weight(grad_values, v, weight)
+
+
+def _of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """From the gradient [B, N, C_out] of x W^T."""
     # One product: the sum of one a map costs as much again.
-    grad_weight = grad_values.flatten(0, 1).mT @ tokens(wide(v)).flatten(0, 1)
-    return as_map(grad_values @ wide(weight), v), grad_weight.to(weight.dtype)
+    return (grad.flatten(0, 1).mT @ tokens(wide(x)).flatten(0, 1)).to(weight.dtype)
 
 
 def project(
@@ -136,10 +140,12 @@ def _with(sum_so_far: Tensor, term: Tensor) -> Tensor:
 
 def of_projection(
     grad: Tensor, x: Tensor, weight: Tensor, allow_tf32: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x and weight [C_out, C] of a bare 1x1 convolution."""
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, in channels_last, and of weight [C_out, C] of a bare 1x1 convolution."""
     with products_in(x, allow_tf32):
-        return unfold(tokens(wide(grad)), x, weight)
+        of_tokens = tokens(wide(grad))
+        grad_x = (of_tokens @ wide(weight)).transpose(1, 2).unflatten(2, x.shape[2:])
+        return grad_x.to(x.dtype), _of_weight(of_tokens, x, weight)
 
 
 def of_softmax(weights: Tensor, grad_weights: Tensor) -> Tensor:

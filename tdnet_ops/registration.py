@@ -60,7 +60,8 @@ def _autocast_kernel(overload: Any, device_type: str) -> Callable[..., Any]:
 def _autograd_kernel(name_space: str, operator: Operator, overload: Any) -> Callable[..., Any]:
     if operator.differentiated_by is not None:
         by = getattr(getattr(torch.ops, name_space), operator.differentiated_by).default
-        return autograd.first_result_of(by, overload)
+        other = _autograd_kernel(name_space, OPERATORS[operator.differentiated_by], by)
+        return autograd.first_result_of(other, overload)
 
     def another(name: str, *arguments: Any, **keywords: Any) -> Any:
         ops = backends.operators_like(name_space, OPERATORS[name], arguments)

@@ -62,9 +62,11 @@ struct Plan {
     key_panel_sums = (whole_strips(key_channels) + whole_strips(value_channels)) * lanes;
     part_sums = key_panels * key_panel_sums;
     // The fewest that give every thread as much, as long as their sums take no more than the
-    // affinity and its gradient would.
+    // affinity, its gradient and that of the logits would, or 4 MB.
+    constexpr int64_t kSmall = 1024 * 1024;
     const int64_t threads = torch::stable::get_num_threads();
-    const int64_t affordable = std::max<int64_t>(1, 2 * problem.queries * keys / part_sums);
+    const int64_t most_sums = std::max(3 * problem.queries * keys, kSmall);
+    const int64_t affordable = std::max<int64_t>(1, most_sums / part_sums);
     parts = std::min({tiles, threads / std::gcd(threads, problem.batch), affordable});
   }
 };

@@ -10,10 +10,13 @@ namespace tdnet::cpu {
 namespace {
 
 // Panels of queries that share one pass over the values: as many as keep the logits near half a
-// megabyte, at most four.
-int64_t panels_in_tile(int64_t keys, const TileLoops& loops) {
+// megabyte and leave every thread a tile, at most four.
+int64_t panels_in_tile(const Propagation& problem, const TileLoops& loops) {
   constexpr int64_t kLogits = 128 * 1024;
-  return std::clamp<int64_t>(kLogits / (keys * loops.lanes), 1, 4);
+  const int64_t panels = problem.batch * divide_up(problem.queries, int64_t{loops.lanes});
+  const int64_t of_a_thread = panels / torch::stable::get_num_threads();
+  const int64_t in_cache = kLogits / (problem.values.keys * loops.lanes);
+  return std::clamp<int64_t>(std::min(in_cache, of_a_thread), 1, 4);
 }
 
 // Turns the logits of one panel of queries into weights.
@@ -69,7 +72,7 @@ void propagate(const Propagation& problem, const Logits& logits) {
   const Values& values = problem.values;
   const int64_t strips = divide_up(values.channels, loops.rows);
   const int64_t panel_size = round_up(values.keys, loops.rows) * loops.lanes;
-  const int64_t tile_panels = panels_in_tile(values.keys, loops);
+  const int64_t tile_panels = panels_in_tile(problem, loops);
   const int64_t tile_queries = tile_panels * loops.lanes;
   const int64_t panels_size = tile_panels * panel_size;
   const int64_t sums_size = tile_panels * strips * loops.rows * loops.lanes;
