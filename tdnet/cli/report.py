@@ -10,7 +10,12 @@ import typer
 
 def report(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS.json...", help="Files of tdnet eval --out.")
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS.json|DIR...",
+            help="Files of tdnet eval --out; or folders of them, each of the trainings of one "
+            "model, whose mean is a row.",
+        ),
     ],
     output: Annotated[
         Path,

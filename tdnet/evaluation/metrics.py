@@ -7,6 +7,7 @@ a predicted one. Functions that take several (`[..., K, K]`) work on the last tw
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ LabelMap = NDArray[np.integer]
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+# Student's t of that confidence for 1, 2, ... degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def confusion_matrix(predicted: LabelMap, target: LabelMap, num_classes: int) -> NDArray[np.int64]:
@@ -154,6 +157,33 @@ def miou_difference(
     ]
     estimates = [float(mean_iou(confusions.sum(-3)).mean()) for confusions in (first, second)]
     return Difference(estimates[1] - estimates[0], _interval(draws[1] - draws[0]))
+
+
+def training_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """What the second model has more than the first, over trainings of both with the same seeds.
+
+    The interval is that of the mean of the paired differences by Student's t: where the difference
+    of many more trainings lies, on the same frames. (Of more than ten that of ten is taken, which
+    is a little wider.)
+
+    Args:
+        first: mIoU of each training.
+        second: those of the other model, in the same order of the seeds.
+
+    Raises:
+        ValueError: they are fewer than two, or not as many.
+    """
+    if len(first) < 2 or len(second) != len(first):
+        raise ValueError(
+            f"second: expected as many trainings as first, 2 or more, "
+            f"got {len(second)} beside {len(first)}"
+        )
+    differences = np.subtract(second, first)
+    count = len(differences)
+    student = _STUDENT[min(count - 1, len(_STUDENT)) - 1]
+    half = student * differences.std(ddof=1) / math.sqrt(count)
+    mean = float(differences.mean())
+    return Difference(mean, Interval(float(mean - half), float(mean + half)))
 
 
 def _resampled_mious(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tdnet.architectures import ModelConfig, Size
-from tdnet.evaluation.metrics import Interval
+from tdnet.evaluation.metrics import Interval, miou_interval
 
 _FORMAT = "tdnet-evaluation-1"
 
@@ -118,6 +119,74 @@ class Evaluation:
             raise ValueError(f"expected a result of tdnet eval, got something else: {error}") from (
                 error
             )
+
+
+def have_same_truth(first: Evaluation, second: Evaluation) -> bool:
+    """Whether data has the same name, and each frame as many pixels of each true class."""
+    truths = [result.confusions[0].sum(-1) for result in (first, second)]
+    names = [(result.data, result.class_names) for result in (first, second)]
+    return names[0] == names[1] and np.array_equal(*truths)
+
+
+def pooled(results: Sequence[Evaluation]) -> Evaluation:
+    """Several trainings of one model as one result: means, as over more orders of the paths.
+
+    Raises:
+        ValueError: they are not of one model, measured alike on the same frames.
+    """
+    first = results[0]
+    if len(results) == 1:
+        return first
+    for other in results[1:]:
+        for name in ("model", "size", "gap", "config", "surviving_paths"):
+            wanted, found = getattr(first, name), getattr(other, name)
+            if wanted != found:
+                raise ValueError(f"results: expected {name} {wanted} in all, got {found}")
+        if not have_same_truth(first, other):
+            raise ValueError(f"results: expected the frames of {first.data}, got others")
+    confusions = np.concatenate([result.confusions for result in results])
+    return replace(
+        first,
+        miou=_mean([result.miou for result in results]),
+        miou_interval=miou_interval(confusions),
+        miou_of_orders=tuple(miou for result in results for miou in result.miou_of_orders),
+        mean_accuracy=_mean([result.mean_accuracy for result in results]),
+        pixel_accuracy=_mean([result.pixel_accuracy for result in results]),
+        class_iou=tuple(
+            _mean(same) for same in zip(*(result.class_iou for result in results), strict=True)
+        ),
+        tc=_mean([result.tc for result in results]),
+        tc_seen=_mean([result.tc_seen for result in results]),
+        vc=tuple(
+            replace(
+                same[0],
+                steady=_mean([share.steady for share in same]),
+                steady_and_right=_mean([share.steady_and_right for share in same]),
+            )
+            for same in zip(*(result.vc for result in results), strict=True)
+        ),
+        latency=_pooled_latency([result.latency for result in results]),
+        backend=", ".join(dict.fromkeys(result.backend for result in results)),
+        confusions=confusions,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> Any:
+    """None where one is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _pooled_latency(latencies: Sequence[Latency | None]) -> Latency | None:
+    known = [latency for latency in latencies if latency is not None]
+    if len(known) < len(latencies):
+        return None
+    return Latency(
+        mean_ms=_mean([latency.mean_ms for latency in known]),
+        p95_ms=_mean([latency.p95_ms for latency in known]),
+        max_ms=max(latency.max_ms for latency in known),
+        frames=sum(latency.frames for latency in known),
+    )
 
 
 def _typed(told: dict[str, Any]) -> dict[str, Any]:

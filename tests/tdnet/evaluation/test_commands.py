@@ -15,8 +15,8 @@ from tdnet.architectures import MODELS
 from tdnet.cli.app import app
 from tdnet.evaluation.evaluate import evaluate
 from tdnet.evaluation.metrics import Interval
-from tdnet.evaluation.report import markdown, summary_rows
-from tdnet.evaluation.results import Evaluation, Latency, SteadyShare
+from tdnet.evaluation.report import Row, markdown, read_results, summary_rows, write_report
+from tdnet.evaluation.results import Evaluation, Latency, SteadyShare, pooled
 
 
 def invoke(*arguments):
@@ -150,7 +150,8 @@ def test_a_report_compares_with_its_first_row():
             dataclasses.replace(other, confusions=other.confusions * [[2], [1]]),
         ),
     ]
-    head, _, one, two, far, other = markdown(results).split("\n\n")[0].splitlines()
+    rows = [Row(name, (result,)) for name, result in results]
+    head, _, one, two, far, other = markdown(rows).split("\n\n")[0].splitlines()
     assert head.count("|") == one.count("|")
     assert "| 50.0 [40.0, 60.0] | - | 50.0 | 80.0 | 80.0 | 90.0 (80.0) | - |" in one
     assert "20.0 / 25.0 / 30.0" in one
@@ -205,6 +206,68 @@ def test_report_writes_a_table_and_a_plot(tmp_path):
         result = invoke("report", *(tmp_path / path for path in paths), "-o", out)
         assert result.exit_code == 1
         assert message in result.stderr
+
+
+def columns(rows):
+    """Cells of each row of a table by their heads."""
+    head, _, *lines = [line.split(" | ") for line in markdown(rows).split("\n\n")[0].splitlines()]
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+def test_a_folder_is_a_row_of_several_trainings(tmp_path):
+    """Compared over frames and, seed by seed, over trainings."""
+    for name, mious in (("one", (0.5, 0.52)), ("two", (0.6, 0.64)), ("alone", (0.6,))):
+        (tmp_path / name).mkdir()
+        for seed, miou in enumerate(mious):
+            (tmp_path / name / f"seed-{seed}.json").write_text(result_of(miou).to_json())
+    rows = read_results([tmp_path / name for name in ("one", "two", "alone")])
+    one, two, alone = columns(rows)
+    assert two["mIoU"].startswith("62.0 [")
+    assert two["against the first"].startswith("+10.8 [+10.")
+    # 10 and 12 points more: 11 plus or minus 12.706 times 1.
+    assert two["over trainings"] == "+11.0 [-1.7, +23.7]"
+    assert two["of each"] == "60.0, 64.0"
+    assert one["over trainings"] == alone["over trainings"] == "-"
+    assert "Student's t" in markdown(rows)
+    assert "Student's t" not in markdown(rows[2:])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: expected results of tdnet eval, got a folder"):
+        read_results([tmp_path / "empty"])
+
+
+def test_trainings_of_one_row_are_of_one_model_on_the_same_frames():
+    first, second = result_of(0.5), result_of(0.6)
+    both = pooled([first, second])
+    assert (both.miou, both.miou_of_orders, both.class_iou) == (0.55, (0.5, 0.6), (0.55, None))
+    assert (both.latency, both.tc) == (Latency(20, 25, 30, 18), pytest.approx(0.8))
+    # The mean IoU of the counts, 50.5 of 149.5 and 60.5 of 139.5.
+    assert both.miou_interval.low == pytest.approx((50.5 / 149.5 + 60.5 / 139.5) / 2)
+    assert pooled([first, result_of(0.6, latency=None, tc=None)]).tc is None
+    for change, message in (
+        ({"gap": 2}, "gap 1 in all, got 2"),
+        ({"data": "other"}, "the frames of folder val, got others"),
+    ):
+        with pytest.raises(ValueError, match=f"results: expected {message}"):
+            pooled([first, dataclasses.replace(second, **change)])
+
+
+def test_rows_of_several_curves_are_compared_with_the_first_of_their_own(tmp_path):
+    pytest.importorskip("matplotlib")
+    mious = {("a", "1"): 0.5, ("a", "2"): 0.6, ("b", "1"): 0.7, ("b", "2"): 0.7}
+    rows = [
+        Row(f"{curve}, {place}", (result_of(miou),), curve, place, {"paper": str(miou)})
+        for (curve, place), miou in mious.items()
+    ]
+    found = columns(rows)
+    assert [row["paper"] for row in found] == ["0.5", "0.6", "0.7", "0.7"]
+    differences = [row["against the first"] for row in found]
+    assert differences[0] == differences[2] == "-"
+    assert differences[1].startswith("+9.6")
+    assert differences[3] == "+0.0 [+0.0, +0.0]"
+    assert "first of its kind: a, 1; b, 1." in markdown(rows)
+    table, plot = write_report(rows, tmp_path, "What it is.")
+    assert table.read_text().startswith("What it is.\n\n| ")
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_there_is_a_table_and_what_to_install(tmp_path, monkeypatch):
