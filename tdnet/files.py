@@ -1,4 +1,4 @@
-"""Names of files: temporary ones, and how to show one, or what a file holds, to a person."""
+"""Files: temporary names, whole writing, and how to show a name or a text to a person."""
 
 import os
 import secrets
@@ -12,6 +12,20 @@ def temporary_beside(path: Path) -> Path:
     """A new name in the folder of path that no reader takes for a result."""
     name = os.fsdecode(os.fsencode(path.name)[:_MOST_BYTES_OF_THE_NAME])
     return path.with_name(f".{name}.{secrets.token_hex(4)}.part")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is whole under its name, or as it was before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def printable(text: str, limit: int | None = None) -> str:

@@ -11,6 +11,7 @@ from tdnet.cli.attention import attention
 from tdnet.cli.eval import evaluate_checkpoint
 from tdnet.cli.options import DEMO_OUTPUT, DeviceOption, SegmentOptions
 from tdnet.cli.report import report
+from tdnet.cli.sweep import sweep
 from tdnet.cli.train import train
 
 DEFAULT_MODEL = "td4-psp18"
@@ -146,6 +147,7 @@ def segment(
 app.command()(train)
 app.command("eval")(evaluate_checkpoint)
 app.command()(report)
+app.command()(sweep)
 app.command()(attention)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from tdnet.cli.options import DeviceOption
 
 if TYPE_CHECKING:
+    from tdnet.data.clips import LabelledVideos
     from tdnet.evaluation.evaluate import Orders
     from tdnet.evaluation.results import Evaluation
+    from tdnet.models.stream import StreamingModel
 
 
 def evaluate_checkpoint(
@@ -49,10 +51,8 @@ def evaluate_checkpoint(
     """Measure a checkpoint on labelled videos: mIoU, steadiness and latency."""
     # Here, since they import torch.
     from tdnet.checkpoints import load_checkpoint
-    from tdnet.cli.progress import progress_bar
     from tdnet.cli.segment import fail, parse_device, parse_size
     from tdnet.data.catalog import labelled_videos
-    from tdnet.evaluation.evaluate import evaluate
     from tdnet.video import VideoError
 
     try:
@@ -61,21 +61,14 @@ def evaluate_checkpoint(
         network_size = None if size is None else parse_size(size)
         videos = labelled_videos(data, root, split)
         model = load_checkpoint(checkpoint, device=parse_device(device))
-        with progress_bar(f"{data} {split}", None) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.finish(total)
-                bar.advance()
-
-            result = evaluate(
-                model,
-                videos,
-                size=network_size,
-                gap=gap,
-                orders=cast("Orders", orders),
-                data=f"{data} {split}",
-                progress=show,
-            )
+        result = measure(
+            model,
+            videos,
+            f"{data} {split}",
+            size=network_size,
+            gap=gap,
+            orders=cast("Orders", orders),
+        )
     except (VideoError, ValueError, RuntimeError, OSError, ImportError) as error:
         raise typer.Exit(fail(error)) from error
     # First, so that what took long to measure is seen even if the file cannot be written.
@@ -85,6 +78,20 @@ def evaluate_checkpoint(
             out.write_text(result.to_json(), encoding="utf-8")
     except OSError as error:
         raise typer.Exit(fail(error)) from error
+
+
+def measure(model: StreamingModel, videos: LabelledVideos, data: str, **options: Any) -> Evaluation:
+    """`evaluate`, with its options, behind a progress bar."""
+    from tdnet.cli.progress import progress_bar
+    from tdnet.evaluation.evaluate import evaluate
+
+    with progress_bar(data, None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.finish(total)
+            bar.advance()
+
+        return evaluate(model, videos, data=data, progress=show, **options)
 
 
 def _check_writable(out: Path) -> None:

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tdnet.training.config import TrainingConfig
 
 
 def train(
@@ -39,42 +42,66 @@ def run_training(config_path: str, folder: Path, settings: Sequence[str]) -> int
     Started again with the same arguments, it goes on where it was.
     """
     # Here, since they import torch.
-    from tdnet.cli.segment import INTERRUPTED, fail
+    from tdnet.cli.segment import fail
     from tdnet.cli.terminal import say
-    from tdnet.cli.training_screen import TrainingScreen
-    from tdnet.training import assembly
     from tdnet.training.config import load_config
-    from tdnet.training.loop import run
-    from tdnet.video import InterruptFlag, VideoError
+    from tdnet.video import VideoError
 
     try:
-        config = load_config(config_path, settings)
-        videos = assembly.make_videos(config)
-        with InterruptFlag() as flag, TrainingScreen(folder, config.steps) as screen:
-            finished = run(
-                config,
-                folder,
-                partial(assembly.make_task, config, videos),
-                partial(assembly.make_batches, config, videos),
-                assembly.make_validation(config),
-                screen,
-                lambda: flag.signal is not None,
-            )
+        stopped = train_in(folder, load_config(config_path, settings))
     except (VideoError, ValueError, RuntimeError, OSError, ImportError) as error:
-        return fail(_without_traceback(error))
-    speaks = os.environ.get("RANK", "0") == "0"
-    if not finished:
-        # Of several processes another one may have got it.
-        request = flag.signal or signal.SIGTERM
-        if speaks:
-            say(f"tdnet: interrupted ({request.name}); the same command goes on", sys.stderr)
-        return INTERRUPTED + request
-    if speaks:
+        return fail(without_traceback(error))
+    if stopped is not None:
+        return interrupted(stopped)
+    if _speaks():
         say(f"weights: {folder / 'last.safetensors'}")
     return 0
 
 
-def _without_traceback(error: Exception) -> Exception:
+def train_in(folder: Path, config: TrainingConfig) -> signal.Signals | None:
+    """Train to the end, from where a training in the folder was.
+
+    Returns:
+        The signal that ended it before; None: it came to its end.
+
+    Raises:
+        VideoError, ValueError, RuntimeError, OSError, ImportError: what went wrong.
+    """
+    from tdnet.cli.training_screen import TrainingScreen
+    from tdnet.training import assembly
+    from tdnet.training.loop import run
+    from tdnet.video import InterruptFlag
+
+    videos = assembly.make_videos(config)
+    with InterruptFlag() as flag, TrainingScreen(folder, config.steps) as screen:
+        finished = run(
+            config,
+            folder,
+            partial(assembly.make_task, config, videos),
+            partial(assembly.make_batches, config, videos),
+            assembly.make_validation(config),
+            screen,
+            lambda: flag.signal is not None,
+        )
+    # Of several processes another one may have got it.
+    return None if finished else flag.signal or signal.SIGTERM
+
+
+def interrupted(request: signal.Signals) -> int:
+    """Say which signal ended a training, and return the exit code."""
+    from tdnet.cli.segment import INTERRUPTED
+    from tdnet.cli.terminal import say
+
+    if _speaks():
+        say(f"tdnet: interrupted ({request.name}); the same command goes on", sys.stderr)
+    return INTERRUPTED + request
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def without_traceback(error: Exception) -> Exception:
     """torch puts the traceback of a process that loads data before what went wrong there."""
     lines = str(error).strip().splitlines()
     if lines and "DataLoader worker process" in lines[0]:

@@ -159,13 +159,14 @@ def _features(model: TDNet | SingleFrameModel) -> list[nn.Module]:
 
 
 def _start_paths(model: TDNet | SingleFrameModel, checkpoints: list[str]) -> None:
-    paths = _features(model)
-    if isinstance(model, SingleFrameModel) or len(checkpoints) != len(paths):
+    count = model.config.num_paths
+    if len(checkpoints) != count:
         raise ValueError(
-            f"model.path_checkpoints: expected one for each path of a TDNet, got "
-            f"{len(checkpoints)} for {model.config.name} of {len(paths)}"
+            f"model.path_checkpoints: expected one for each path, got {len(checkpoints)} for "
+            f"{model.config.name} of {count}"
         )
-    for features, file in zip(paths, checkpoints, strict=True):
+    # A shared sub-network takes the first.
+    for features, file in zip(_features(model), checkpoints, strict=not model.config.shared):
         single = load_checkpoint(file)
         if not isinstance(single, SingleFrameModel):
             raise ValueError(

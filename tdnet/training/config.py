@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from tdnet.extras import extra_package
 from tdnet.files import printable
 from tdnet.training.losses import PAPER, Weighing
 
 MISSING: Any = "???"  # OmegaConf's word for a value that must be given
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -22,8 +24,9 @@ class ModelOptions:
         name: of `tdnet.models.model_names()`.
         options: of `tdnet.models.build_model`, such as pooling_stride: 4.
         checkpoint: weights of the same model to start from.
-        path_checkpoints: of a TDNet: for each path a model of single frames, whose features it
-            starts from (stages: sub-networks first, then their fusion).
+        path_checkpoints: for each path a model of single frames, whose features it starts from
+            (stages: sub-networks first, then their fusion). A shared sub-network starts from the
+            first, a model of single frames from its only one.
         backbone_weights: a file of a backbone's weights for every path, by torch.save, as
             torchvision's for the ResNets without the deep stem.
         frozen: patterns of names, such as "paths.*.features": parameters that do not learn, with
@@ -157,22 +160,39 @@ def load_config(path: Path | str, settings: Sequence[str] = ()) -> TrainingConfi
     Raises:
         ValueError: no such file, no YAML, an unknown key, or a value that is missing or impossible.
     """
+    config = read_yaml(TrainingConfig, "config", path, settings)
+    _check(config)
+    return config
+
+
+def read_yaml(schema: type[T], what: str, path: Path | str, settings: Sequence[str] = ()) -> T:
+    """The dataclass that a YAML file holds, with settings in place of some of its values.
+
+    Args:
+        schema: its type.
+        what: what a message calls the file.
+        path, settings: see `load_config`.
+
+    Raises:
+        ValueError: no such file, no YAML, an unknown key, or a value that is missing or has
+            another type.
+    """
     configs, yaml = _omegaconf(), extra_package("yaml", "a config")
     errors = extra_package("omegaconf.errors", "a config")
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"config: expected a YAML file, got {str(path)!r}: there is no such file")
+        raise ValueError(f"{what}: expected a YAML file, got {str(path)!r}: there is no such file")
     for setting in settings:
         if "=" not in setting:
             raise ValueError(f"set: expected key=value, got {setting!r}")
     try:
         merged = configs.merge(
-            configs.structured(TrainingConfig),
+            configs.structured(schema),
             configs.load(path),
             configs.from_dotlist(list(settings)),
         )
         missing = sorted(configs.missing_keys(merged))
-        config: Any = None if missing else configs.to_object(merged)
+        found: Any = None if missing else configs.to_object(merged)
     except (
         *(errors.OmegaConfBaseException, yaml.YAMLError),
         *(UnicodeDecodeError, TypeError),
@@ -180,8 +200,7 @@ def load_config(path: Path | str, settings: Sequence[str] = ()) -> TrainingConfi
         raise ValueError(f"{path}: {_reason(error)}") from error
     if missing:
         raise ValueError(f"{missing[0]}: expected a value in {path} or by --set, got none")
-    _check(config)
-    return config
+    return cast(T, found)
 
 
 def as_yaml(config: TrainingConfig) -> str:

@@ -31,6 +31,7 @@ def run_python(code, folder):
         ["segment", "--help"],
         ["eval", "--help"],
         ["report", "--help"],
+        ["sweep", "--help"],
         ["attention", "--help"],
         ["--version"],
         [],
