@@ -83,8 +83,8 @@ class OptimizerOptions:
         momentum, weight_decay: of torch.optim.SGD.
         power: of the decay.
         warm_up: steps over which the rate grows to that course from 0.
-        average: decay of the exponential moving average that is evaluated and kept, such as 0.999;
-            None: the weights themselves.
+        average: decay of the exponential moving average that is evaluated and kept, such as 0.999,
+            smaller over the first steps; None: the weights themselves.
     """
 
     learning_rate: float = 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -59,7 +60,7 @@ class Learner:
         self._average: AveragedModel | None = None
         if options.average is not None:
             self._average = AveragedModel(
-                task.model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
+                task.model, multi_avg_fn=_moving_average(options.average), use_buffers=True
             )
 
     @property
@@ -154,6 +155,20 @@ class Learner:
 
 def _of_teacher(name: str) -> bool:
     return name.startswith("teacher.")
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Exponential; over the first steps it forgets faster, or the random start would stay in it.
+
+    The rule is that of TensorFlow's ExponentialMovingAverage: (1 + n) / (10 + n) after n steps.
+    """
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        steps = int(count)
+        rate = min(decay, (1 + steps) / (10 + steps))
+        get_ema_multi_avg_fn(rate)(averaged, current, count)
+
+    return update
 
 
 def learning_rate(options: OptimizerOptions, steps: int, step: int) -> float:
