@@ -1,11 +1,14 @@
 """Query, key and value maps of a frame, and their pooled form (Eq. 3)."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdnet.architectures import ModelConfig, PoolingMode
+from tdnet.models.blocks import FeatureBlocks, project
 from tdnet_ops import spatial_pool
 
 KEY_CHANNELS = 64
@@ -32,12 +35,13 @@ class KeyProjection(nn.Module):
         self.norm = nn.BatchNorm2d(KEY_CHANNELS)
         self.project = nn.Conv2d(KEY_CHANNELS, KEY_CHANNELS, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(F.leaky_relu(self.norm(self.reduce(x)), 0.01, inplace=True))
+    def forward(self, x: Tensor | FeatureBlocks) -> Tensor:
+        reduced = project(self.reduce, x)
+        return self.project(F.leaky_relu(self.norm(reduced), 0.01, inplace=True))
 
 
 class Encoding(nn.Module):
-    """Encodes path features ``[B, C, H, W]`` as query, key and value maps.
+    """Encodes path features ``[B, C, H, W]``, in blocks or not, as query, key and value maps.
 
     Args:
         in_channels: C.
@@ -61,14 +65,16 @@ class Encoding(nn.Module):
         self.pooling_mode = pooling_mode
         self.pooling_stride = pooling_stride
 
-    def forward(self, features: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor | FeatureBlocks, image: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Full-size query ``[B, 64, H, W]`` and value ``[B, d_v, H, W]`` of the current frame.
 
         They are made of its features alone, not of its image.
         """
-        return self.query(features), self.value(features)
+        return self.query(features), project(self.value, features)
 
-    def store(self, features: Tensor, query: Tensor, value: Tensor) -> StoredFrame:
+    def store(self, features: Tensor | FeatureBlocks, query: Tensor, value: Tensor) -> StoredFrame:
         """Pool a frame whose full-size query and value are known already (streaming).
 
         1x1 convolutions in eval mode commute with subsampling, so only the key is computed anew.
@@ -77,20 +83,29 @@ class Encoding(nn.Module):
             self._pool(query), self._project_pooled(self.key, features), self._pool(value)
         )
 
-    def encode_stored(self, features: Tensor, image: Tensor | None = None) -> StoredFrame:
+    def encode_stored(
+        self, features: Tensor | FeatureBlocks, image: Tensor | None = None
+    ) -> StoredFrame:
         """The pooled maps of a frame that is only ever attended to (training on clips)."""
         return StoredFrame(
             self._project_pooled(self.query, features),
             self._project_pooled(self.key, features),
-            self._project_pooled(self.value, features),
+            self._project_pooled(partial(project, self.value), features),
         )
 
-    def _project_pooled(self, projection: nn.Module, features: Tensor) -> Tensor:
+    def _project_pooled(
+        self,
+        projection: Callable[[Tensor | FeatureBlocks], Tensor],
+        features: Tensor | FeatureBlocks,
+    ) -> Tensor:
         # Max pooling must follow the convolutions (Eq. 3); subsampling may come first, which
         # does 1/n^2 of the work and is what the published training did.
-        if self.pooling_mode == "subsample":
+        if self.pooling_mode == "max":
+            return self._pool(projection(features))
+        if isinstance(features, Tensor):
             return projection(self._pool(features))
-        return self._pool(projection(features))
+        full, shares = self._pool(features.full), self._pool(features.shares)
+        return projection(replace(features, full=full, shares=shares))
 
     def _pool(self, x: Tensor) -> Tensor:
         return spatial_pool(x, self.pooling_stride, self.pooling_mode)
@@ -106,15 +121,15 @@ class ValueEncoding(nn.Module):
         super().__init__()
         self.value = nn.Conv2d(in_channels, value_channels, 1)
 
-    def forward(self, features: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor | FeatureBlocks, image: Tensor) -> tuple[Tensor, Tensor]:
         """The image and the value ``[B, d_v, H, W]`` of the current frame."""
-        return image, self.value(features)
+        return image, project(self.value, features)
 
-    def store(self, features: Tensor, query: Tensor, value: Tensor) -> StoredFrame:
+    def store(self, features: Tensor | FeatureBlocks, query: Tensor, value: Tensor) -> StoredFrame:
         """A frame whose value is known already (streaming)."""
         return StoredFrame(query, query, value)
 
-    def encode_stored(self, features: Tensor, image: Tensor) -> StoredFrame:
+    def encode_stored(self, features: Tensor | FeatureBlocks, image: Tensor) -> StoredFrame:
         """The maps of a frame that is only ever added to others (training on clips)."""
         return self.store(features, *self(features, image))
 

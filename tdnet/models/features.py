@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from tdnet.architectures import ModelConfig
 from tdnet.models.backbone import Backbone, build_backbone
 from tdnet.models.bilateral import BilateralFeatures
+from tdnet.models.blocks import FeatureBlocks
 from tdnet.models.espnetv2 import EspnetFeatures
 from tdnet.models.fpn import PyramidNetworkFeatures
 from tdnet.models.pyramid import PyramidPooling
@@ -15,7 +16,8 @@ class PyramidFeatures(nn.Module):
 
     Args:
         backbone: dilated.
-        kept_half: see PyramidPooling.
+        kept_half: see PyramidPooling. None: the features are joined, for the 3x3 convolution of a
+            head. Otherwise they come in blocks, for the projections of a path.
     """
 
     def __init__(self, backbone: Backbone, kept_half: int | None = None) -> None:
@@ -24,8 +26,9 @@ class PyramidFeatures(nn.Module):
         self.pyramid = PyramidPooling(self.backbone.channels[-1], kept_half)
         self.out_channels = self.pyramid.out_channels
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.pyramid(self.backbone(image)[-1])
+    def forward(self, image: Tensor) -> Tensor | FeatureBlocks:
+        x = self.backbone(image)[-1]
+        return self.pyramid(x) if self.pyramid.kept_half is None else self.pyramid.blocks(x)
 
 
 Features = PyramidFeatures | BilateralFeatures | PyramidNetworkFeatures | EspnetFeatures

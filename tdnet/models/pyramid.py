@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tdnet.models.blocks import FeatureBlocks, feature_blocks
 from tdnet.models.layers import ConvNormReLU, resize
 
 BINS = (1, 2, 3, 6)
@@ -37,11 +38,19 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        groups = [self._keep(x)]
-        for bins, branch in zip(BINS, self.branches, strict=True):
-            pooled = self._keep(branch(F.adaptive_avg_pool2d(x, bins)))
-            groups.append(resize(pooled, (height, width)))
-        return torch.cat(groups, dim=1)
+        return torch.cat(
+            [self._keep(x), *(resize(pooled, (height, width)) for pooled in self._pool(x))], dim=1
+        )
+
+    def blocks(self, x: Tensor) -> FeatureBlocks:
+        """What a call joins, neither resized nor joined, for projections that sum over it."""
+        return feature_blocks(self._keep(x), self._pool(x))
+
+    def _pool(self, x: Tensor) -> list[Tensor]:
+        return [
+            self._keep(branch(F.adaptive_avg_pool2d(x, bins)))
+            for bins, branch in zip(BINS, self.branches, strict=True)
+        ]
 
     def _keep(self, x: Tensor) -> Tensor:
         return x if self.kept_half is None else x.chunk(2, dim=1)[self.kept_half]

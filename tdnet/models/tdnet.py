@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tdnet.architectures import ModelConfig
 from tdnet.models.aggregation import Memory, build_aggregator
+from tdnet.models.blocks import FeatureBlocks
 from tdnet.models.encoding import StoredFrame, build_encoding
 from tdnet.models.features import build_features
 from tdnet.models.heads import SegmentationHead
@@ -23,11 +24,11 @@ from tdnet.models.layers import SpatialLayerNorm, resize
 class EncodedFrame:
     """The current frame at full feature size (stride 8).
 
-    features are what the path's sub-network found, ``[B, C, H, W]``; query is Q_t,
-    ``[B, 64, H, W]``; value is V_t, ``[B, d_v, H, W]``.
+    features are what the path's sub-network found, ``[B, C, H, W]``, in blocks or not; query is
+    Q_t, ``[B, 64, H, W]``; value is V_t, ``[B, d_v, H, W]``.
     """
 
-    features: Tensor
+    features: Tensor | FeatureBlocks
     query: Tensor
     value: Tensor
 

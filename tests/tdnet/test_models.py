@@ -11,10 +11,11 @@ from tdnet.architectures import BACKBONES, MODELS
 from tdnet.models import SingleFrameModel, TDNet, build, model_names
 from tdnet.models.backbone import Backbone, build_backbone
 from tdnet.models.bilateral import AttentionRefinement, BilateralFeatures, FeatureFusion
+from tdnet.models.blocks import project
 from tdnet.models.encoding import Encoding
 from tdnet.models.espnetv2 import EspnetFeatures
 from tdnet.models.layers import SpatialLayerNorm
-from tdnet.models.pyramid import PyramidPooling
+from tdnet.models.pyramid import BINS, PyramidPooling
 from tdnet.models.resnet import ResNet
 
 
@@ -301,11 +302,124 @@ def test_pyramid_halves_make_the_whole():
         PyramidPooling(16, kept_half=2)
 
 
-@pytest.mark.parametrize("mode", ["subsample", "max"])
+class ProjectedPyramid(nn.Module):
+    """A projection of the features of a path, in blocks or joined."""
+
+    def __init__(self, joined=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.pyramid = PyramidPooling(16, kept_half=1)
+        for branch in self.pyramid.branches:
+            nn.init.constant_(branch.norm.bias, 1.0)  # so that ReLU leaves some of each
+        self.convolution = nn.Conv2d(16, 12, 1)
+        self.joined = joined
+
+    def forward(self, x):
+        if self.joined:
+            return self.convolution(self.pyramid(x))
+        return project(self.convolution, self.pyramid.blocks(x))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 1e-5),
+        (torch.float16, 4e-3),
+        (torch.bfloat16, 3e-2),
+    ],
+)
+def test_blocks_are_projected_as_joined_features(batch, layout, dtype, tolerance, device):
+    torch.manual_seed(1)
+    x = torch.randn(batch, 16, 7, 9).to(device, dtype)
+    results = []
+    for joined in (False, True):
+        module = ProjectedPyramid(joined).eval().to(device, dtype, memory_format=layout)
+        entered = x.clone(memory_format=layout).requires_grad_()
+        out = module(entered)
+        assert out.dtype == dtype
+        parameters = list(module.parameters())
+        (out * torch.linspace(-1, 1, out.numel()).to(out).view_as(out)).sum().backward()
+        results.append((out, entered.grad, *(parameter.grad for parameter in parameters)))
+    for found, expected in zip(*results, strict=True):
+        assert expected.any()
+        # Of the largest number: those that cancel to almost nothing have the error of their terms.
+        atol = tolerance * expected.abs().max().item()
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=atol)
+
+
+def test_blocks_under_autocast():
+    module, x = ProjectedPyramid().eval(), torch.randn(2, 16, 7, 9)
+    for batch in (x, x[:1]):
+        expected = module(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = module(batch)
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out.float(), expected, rtol=3e-2, atol=3e-2)
+
+
 @torch.inference_mode()
-def test_stored_frame_is_the_same_by_either_way(mode):
+def test_blocks_are_never_joined():
+    pyramid = PyramidPooling(16, kept_half=0).eval()
+    x = torch.randn(1, 16, 40, 50)
+    blocks = pyramid.blocks(x)
+    assert blocks.full.data_ptr() == x.data_ptr()
+    assert [tuple(pooled.shape) for pooled in blocks.pooled] == [(1, 2, n, n) for n in BINS]
+    assert blocks.shares.shape == (1, 50, 40, 50)
+    torch.testing.assert_close(blocks.shares.sum(1), torch.full((1, 40, 50), 4.0))
+
+
+@torch.no_grad()
+def test_a_projection_of_blocks_is_compiled_and_exported():
+    module = ProjectedPyramid().eval()
+    for batch in (1, 2):
+        x = torch.randn(batch, 16, 7, 9)
+        compiled = torch.compile(module, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), module(x))
+        # A batch of one is a program of its own, as for all that torch exports.
+        sizes = dict.fromkeys((2, 3) if batch == 1 else (0, 2, 3), torch.export.Dim.DYNAMIC)
+        program = torch.export.export(module, (x,), dynamic_shapes=(sizes,)).module()
+        larger = torch.randn(batch * batch, 16, 11, 10)
+        torch.testing.assert_close(program(larger), module(larger))
+
+
+@pytest.mark.parametrize("pooling_mode", ["subsample", "max"])
+def test_a_step_of_training_has_the_gradients_of_joined_features(pooling_mode, monkeypatch):
+    torch.manual_seed(0)
+    model = build_model("td2-psp50", 3, pooling_mode=pooling_mode, norm_size=(5, 7)).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0
+    clip, labels = torch.randn(2, 2, 3, 33, 49).double(), torch.randint(3, (2, 33, 49))
+
+    def gradients():
+        torch.manual_seed(0)  # of dropout
+        model.zero_grad()
+        nn.functional.cross_entropy(model(clip), labels).backward()
+        return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+    found = gradients()
+    for path in model.paths:
+        monkeypatch.setattr(path.features.pyramid, "blocks", path.features.pyramid)
+    expected = gradients()
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=1e-6, atol=1e-9 * largest, msg=name
+        )
+
+
+@pytest.mark.parametrize("mode", ["subsample", "max"])
+@pytest.mark.parametrize("in_blocks", [False, True])
+@torch.inference_mode()
+def test_stored_frame_is_the_same_by_either_way(mode, in_blocks):
     encoding = randomise_norms(Encoding(8, 12, mode, 4)).eval()
     features = torch.randn(1, 8, 9, 13)
+    if in_blocks:
+        features = PyramidPooling(8, kept_half=0).eval().blocks(features)
     query, value = encoding(features)
     streamed = encoding.store(features, query, value)
     trained = encoding.encode_stored(features)
