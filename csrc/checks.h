@@ -344,6 +344,34 @@ inline MapShape check_block_sum_update(const std::vector<Tensor>& partials, int6
   return shape;
 }
 
+inline MapShape check_winograd_conv2d(const Tensor& x, const Tensor& weight,
+                                      const std::optional<Tensor>& bias,
+                                      const std::optional<Tensor>& residual, int64_t dilation,
+                                      const std::string& activation) {
+  check_activation(activation);
+  check_feature_map("x", x);
+  check_has_pixels("x", x);
+  check_tensor("weight", weight, 3);
+  check_matches("weight", weight, "x", x);
+  check_size("weight", weight, 0, 36, "positions of a transformed tile");
+  check_size("weight", weight, 2, x.size(1), "channels of x");
+  const int64_t out_channels = weight.size(1);
+  check(out_channels > 0, "weight: expected at least one output channel, got shape ",
+        shape_text(weight));
+  check_positive("dilation", dilation);
+  check_most_pixels("dilation", dilation);
+  check_bias(bias, "x", x, out_channels);
+  if (residual) {
+    check_feature_map("residual", *residual);
+    check_matches("residual", *residual, "x", x);
+    check_size("residual", *residual, 0, x.size(0), "batch of x");
+    check_size("residual", *residual, 1, out_channels, "output channels");
+    check_size("residual", *residual, 2, x.size(2), "height of x");
+    check_size("residual", *residual, 3, x.size(3), "width of x");
+  }
+  return {x.size(0), out_channels, x.size(2), x.size(3)};
+}
+
 inline MatrixShape check_upsample_argmax(const Tensor& logits, const std::vector<int64_t>& size,
                                          ScalarType dtype) {
   check_feature_map("logits", logits);

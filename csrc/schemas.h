@@ -39,6 +39,10 @@ void define_operators(Library& m) {
       "block_sum_update(Tensor[] partials, int index, Tensor x, Tensor weight, Tensor? bias, "
       "int padding, int dilation, str activation, *, bool allow_tf32=False) "
       "-> (Tensor, Tensor)");
+  // weight: transformed kernels [36, C_out, C], of tdnet_ops.winograd_transform.
+  m.def(
+      "winograd_conv2d(Tensor x, Tensor weight, Tensor? bias=None, Tensor? residual=None, "
+      "int dilation=1, str activation=\"none\", *, bool allow_tf32=False) -> Tensor");
   // dtype: None is uint8. As a default of its own it would break packages of AOTInductor, which
   // store a default dtype as an integer.
   m.def(

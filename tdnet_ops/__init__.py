@@ -15,6 +15,7 @@ from tdnet_ops.operators import *  # noqa: F403  the public functions
 from tdnet_ops.pooling import pool
 from tdnet_ops.top_k import top_k_propagate
 from tdnet_ops.version import __version__
+from tdnet_ops.winograd import winograd_transform
 
 __all__ = [
     "__version__",
@@ -24,6 +25,7 @@ __all__ = [
     "merge",
     "pool",
     "top_k_propagate",
+    "winograd_transform",
     "with_key_bias",
     "with_l2_similarity",
     "with_relative_positions",

@@ -239,8 +239,8 @@ def check_projection(
     return [like.shape[0], out_channels, size[0], size[1]]
 
 
-def check_output_channels(name: str, weight: Tensor) -> None:
-    if weight.shape[0] == 0:
+def check_output_channels(name: str, weight: Tensor, dim: int = 0) -> None:
+    if weight.shape[dim] == 0:
         raise ValueError(
             f"{name}: expected at least one output channel, got shape {_shape(weight)}"
         )

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tdnet_ops import backends, folding
+from tdnet_ops import backends, folding, winograd
 from tdnet_ops.operators import OPERATORS
 from tdnet_ops.operators.operator import Operator, named
 
@@ -86,6 +86,12 @@ def block_sum_update(
 ) -> int:
     """The convolution, and an addition for each partial and number."""
     return block_sum_reduce([weight], out=out[1]) + len(partials) * out[1].numel()
+
+
+def winograd_conv2d(x: Tensor, weight: Tensor, dilation: int, *, out: Tensor) -> int:
+    """The 36 products; a direct convolution has up to four times as many operations."""
+    height, width = (winograd.tiles_along(length, dilation) for length in x.shape[2:])
+    return 2 * x.shape[0] * height * width * weight.numel()
 
 
 def upsample_argmax(logits: Tensor, *, out: Tensor) -> int:

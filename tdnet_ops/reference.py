@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdnet_ops import winograd
+
 
 def _tokens(x: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, H*W, C]."""
@@ -153,6 +155,27 @@ def _sum_partials(partials: Sequence[Tensor], bias: Tensor | None, activation: s
     if bias is not None:
         total = total + bias[:, None, None]
     return _activate(total, activation)
+
+
+def winograd_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dilation: int = 1,
+    activation: str = "none",
+) -> Tensor:
+    """act(conv(x) + bias + residual), 3x3 kernels as Winograd's F(4x4, 3x3) transforms them.
+
+    -> [B, C_out, H, W].
+    """
+    sums = winograd.products(weight, winograd.input_tiles(x, dilation))
+    out = winograd.result(sums, x.shape[2], x.shape[3], dilation)
+    if bias is not None:
+        out = out + bias[:, None, None]
+    if residual is not None:
+        out = out + residual
+    return _activate(out, activation)
 
 
 def upsample_argmax(

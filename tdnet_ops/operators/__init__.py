@@ -41,6 +41,7 @@ from tdnet_ops.operators.pooled_affinity import pooled_affinity
 from tdnet_ops.operators.softmax_propagate import softmax_propagate
 from tdnet_ops.operators.spatial_pool import spatial_pool
 from tdnet_ops.operators.upsample_argmax import upsample_argmax
+from tdnet_ops.operators.winograd_conv2d import winograd_conv2d
 
 __all__ = [
     "attention_propagate",
@@ -50,6 +51,7 @@ __all__ = [
     "softmax_propagate",
     "spatial_pool",
     "upsample_argmax",
+    "winograd_conv2d",
 ]
 
 

@@ -97,6 +97,11 @@ EMPTY = [
     ("softmax_propagate", "v", (2, 7, 3, 0)),
     ("softmax_propagate", "v", (2, 0, 3, 4)),
     ("block_sum_update", "x", (2, 0, 5, 6)),
+    ("winograd_conv2d", "x", (2, 0, 7, 6)),
+    ("winograd_conv2d", "x", (2, 5, 0, 6)),
+    ("winograd_conv2d", "x", (2, 5, 7, 0)),
+    ("winograd_conv2d", "weight", (36, 0, 5)),
+    ("winograd_conv2d", "weight", (9, 3, 5)),
     ("upsample_argmax", "logits", (2, 0, 4, 6)),
     ("upsample_argmax", "logits", (2, 5, 0, 6)),
     ("upsample_argmax", "logits", (2, 5, 4, 0)),
@@ -184,9 +189,12 @@ def test_mismatched_extent(route, operator, name, dim):
         arguments = samples.example(operator, weight=more(0), residual=None)
         assert_refused(route, operator, arguments, "bias", r"got shape \[5\]")
         return
-    if (operator, name, dim) == ("block_sum_update", "weight", 0):
+    if (operator, name, dim) in (
+        ("block_sum_update", "weight", 0),
+        ("winograd_conv2d", "weight", 1),
+    ):
         # The bias or a partial does not fit then.
-        wide = samples.example(operator, weight=more(0))
+        wide = samples.example(operator, weight=more(dim))
         assert_refused(route, operator, wide, r"(bias|partials)", r"got shape \[(2, )?3")
         return
     arguments = changed(operator, name, more(dim))
@@ -249,6 +257,10 @@ NUMBERS = [
     ("block_sum_update", "dilation", 0, "0"),
     ("block_sum_update", "dilation", HUGE, str(HUGE)),
     ("block_sum_update", "activation", "gelu", "'gelu'"),
+    ("winograd_conv2d", "dilation", 0, "0"),
+    ("winograd_conv2d", "dilation", -1, "-1"),
+    ("winograd_conv2d", "dilation", HUGE, str(HUGE)),
+    ("winograd_conv2d", "activation", "gelu", "'gelu'"),
     ("upsample_argmax", "size", [8], "8|1"),
     ("upsample_argmax", "size", [8, 0], "0"),
     ("upsample_argmax", "size", [-8, 8], "-8"),

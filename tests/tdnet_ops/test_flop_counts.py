@@ -45,6 +45,7 @@ UNFOLDED = {
     "softmax_propagate": (torch.randn(2, 20, 6), torch.randn(2, 12, 2, 3), (4, 5)),
     "attention_propagate": attention(None),
     "block_sum_reduce": samples.select(["middle"], operators=["block_sum_reduce"])[0].arguments(),
+    "winograd_conv2d": samples.select(["dilated"], operators=["winograd_conv2d"])[0].arguments(),
 }
 
 

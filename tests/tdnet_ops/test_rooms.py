@@ -23,6 +23,7 @@ of_every_public_operator = pytest.mark.parametrize("name", PUBLIC)
 # Kernels that are missing on purpose: the next backend in the order runs what one lacks.
 LACKING = {
     "attention_propagate_backward": {"cuda"},
+    "winograd_conv2d": {"cuda", "triton"},
 }
 FILES = {
     "cpu": "csrc/cpu/{}.cpp",
