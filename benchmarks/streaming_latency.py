@@ -4,9 +4,10 @@
     python benchmarks/streaming_latency.py --device cpu --size 65x129 --frames 3
 
 Weights are random: time does not depend on them. What the next frame needs from the past
-(`prepare`) is done between frames and not counted; on a GPU its launch belongs to `step`. Beside a
-TDNet stands the same network run on whole clips, which encodes and attends to every frame of the
-window anew: what streaming saves.
+(`prepare`) is done between frames and not counted; on a GPU its launch belongs to `step`. Beside
+each model stands what `tdnet.optimize` makes of it, and beside a TDNet the same network run on
+whole clips, which encodes and attends to every frame of the window anew: what streaming saves. The
+forms of a model are timed in turns, a frame each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdnet import VideoSegmenter, build_model
+from tdnet import VideoSegmenter, build_model, optimize
 from tdnet.models import TDNet, model_names
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -33,10 +34,10 @@ WARM_UP = 5  # frames: fills the window of past frames, and chooses the library'
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a frame; the times of `form` "ours" and "clip" of one model compare."""
+    """Milliseconds a frame; the times of the forms of one model compare."""
 
     model: str
-    form: str  # "ours": a stream; "clip": every frame anew from a whole window
+    form: str  # "ours": a stream; "optimized": a stream; "clip": every frame from a whole window
     size: str
     dtype: str
     device: str
@@ -59,34 +60,34 @@ def _synchronize(device: torch.device) -> None:
         torch.get_device_module(device).synchronize()
 
 
-def _times(
-    step: Callable[[Tensor], object],
-    between: Callable[[], object],
-    frames: Sequence[Tensor],
-    count: int,
-) -> list[float]:
-    """Milliseconds of `count` steps after the warm-up, `between` not counted."""
-    times = []
-    for number in range(WARM_UP + count):
-        frame = frames[number % len(frames)]
-        start = time.perf_counter()
-        step(frame)
-        times.append((time.perf_counter() - start) * 1e3)
-        between()
-    return times[WARM_UP:]
+@dataclass(frozen=True)
+class Form:
+    """A way to label a video: `step` a frame, then `between` frames, which is not timed."""
+
+    step: Callable[[Tensor], object]
+    between: Callable[[], object]
 
 
-def _stream(model: torch.nn.Module, device: torch.device) -> tuple[Callable, Callable]:
+def _timed(form: Form, frame: Tensor) -> float:
+    """Milliseconds."""
+    start = time.perf_counter()
+    form.step(frame)
+    elapsed = time.perf_counter() - start
+    form.between()
+    return elapsed * 1e3
+
+
+def _stream(model: torch.nn.Module, device: torch.device) -> Form:
     segmenter = VideoSegmenter(model)
 
     def between() -> None:
         segmenter.prepare()
         _synchronize(device)
 
-    return segmenter.step, between
+    return Form(segmenter.step, between)
 
 
-def _clip(model: TDNet, device: torch.device, dtype: torch.dtype) -> tuple[Callable, Callable]:
+def _clip(model: TDNet, device: torch.device, dtype: torch.dtype) -> Form:
     """Every frame with its whole window through the network."""
     window: list[Tensor] = []
 
@@ -97,7 +98,7 @@ def _clip(model: TDNet, device: torch.device, dtype: torch.dtype) -> tuple[Calla
         window[:0] = window[:1] * (model.num_paths - len(window))
         return model(torch.stack(window)[None]).argmax(1).to(torch.uint8).cpu()
 
-    return step, lambda: _synchronize(device)
+    return Form(step, lambda: _synchronize(device))
 
 
 def _summary(times: Sequence[float]) -> dict[str, float]:
@@ -109,31 +110,51 @@ def _summary(times: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _measure(name: str, form: str, size: str, dtype: str, options: argparse.Namespace) -> Latency:
+# Made of a model, a device and a dtype.
+FORMS: dict[str, Callable[..., Form]] = {
+    "ours": lambda model, device, _: _stream(model, device),
+    "optimized": lambda model, device, _: _stream(optimize(model), device),
+    "clip": _clip,
+}
+
+
+def _measure(name: str, size: str, dtype: str, options: argparse.Namespace) -> list[Latency]:
+    """Of every form of a model, all in turns: a frame each."""
     device = options.device
     row = {
         "model": name,
-        "form": form,
         "size": size,
         "dtype": dtype,
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "torch": torch.__version__,
         "frames": options.frames,
     }
-    torch.manual_seed(0)
-    try:
-        model = build_model(name).to(device, DTYPES[dtype]).eval()
-        model = model.to(memory_format=torch.channels_last)
-        height, width = map(int, size.split("x"))
-        frames = _frames((height, width), 3)
-        if form == "ours":
-            step, between = _stream(model, device)
-        else:
-            step, between = _clip(model, device, DTYPES[dtype])
-        return Latency(**row, **_summary(_times(step, between, frames, options.frames)))
-    except (RuntimeError, NotImplementedError) as error:
-        nothing = dict.fromkeys(("mean_ms", "p95_ms", "max_ms"), float("nan"))
-        return Latency(**row, **nothing, note=str(error).splitlines()[0])
+    height, width = map(int, size.split("x"))
+    frames = _frames((height, width), 3)
+    names = [form for form in options.form if form != "clip" or name.startswith("td")]
+    forms: dict[str, Form] = {}
+    times: dict[str, list[float]] = {form: [] for form in names}
+    notes: dict[str, str] = {}
+    for number in range(WARM_UP + options.frames):
+        for form in names:
+            if form in notes:
+                continue
+            try:
+                if form not in forms:
+                    torch.manual_seed(0)
+                    model = build_model(name).to(device, DTYPES[dtype]).eval()
+                    model = model.to(memory_format=torch.channels_last)
+                    forms[form] = FORMS[form](model, device, DTYPES[dtype])
+                times[form].append(_timed(forms[form], frames[number % len(frames)]))
+            except (RuntimeError, NotImplementedError) as error:
+                notes[form] = str(error).splitlines()[0]
+    nothing = dict.fromkeys(("mean_ms", "p95_ms", "max_ms"), float("nan"))
+    return [
+        Latency(**row, form=form, **nothing, note=notes[form])
+        if form in notes
+        else Latency(**row, form=form, **_summary(times[form][WARM_UP:]))
+        for form in times
+    ]
 
 
 def _write(path: Path, rows: Sequence[Latency]) -> None:
@@ -154,6 +175,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=model_names(), default=list(model_names()))
     parser.add_argument("--size", nargs="+", default=list(SIZES), metavar="HxW")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float16", "float32"])
+    parser.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--frames", type=int, default=60, help="timed; default: %(default)s")
     parser.add_argument("--csv", type=Path)
     return parser.parse_args(arguments)
@@ -166,18 +188,16 @@ def main(arguments: Sequence[str]) -> int:
     for dtype in options.dtype:
         for size in options.size:
             for name in options.model:
-                forms = ("ours", "clip") if name.startswith("td") else ("ours",)
-                for form in forms:
-                    row = _measure(name, form, size, dtype, options)
+                for row in _measure(name, size, dtype, options):
                     rows.append(row)
                     print(
-                        f"{name:12} {form:5} {size:10} {dtype:9} mean {row.mean_ms:8.2f}  "
+                        f"{name:12} {row.form:9} {size:10} {dtype:9} mean {row.mean_ms:8.2f}  "
                         f"95% {row.p95_ms:8.2f}  max {row.max_ms:8.2f} ms  {row.note}",
                         flush=True,
                     )
-                    if options.csv:
-                        _write(options.csv, rows)
-    return 1 if any(row.note and row.form == "ours" for row in rows) else 0
+                if options.csv:
+                    _write(options.csv, rows)
+    return 1 if any(row.note and row.form != "clip" for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -48,10 +48,18 @@ def save_checkpoint(model: TDNet | SingleFrameModel, path: str | os.PathLike[str
         path: where to, ending in ``.safetensors``.
 
     Raises:
-        ValueError: if the path has another suffix.
+        ValueError: if the path has another suffix, or the model was optimised: its weights are
+            others.
         OSError: if it cannot be written.
     """
     path = Path(path)
+    with torch.device("meta"):
+        own = build(model.config).state_dict()
+    if own.keys() != model.state_dict().keys():
+        raise ValueError(
+            f"model: expected the weights of {model.config.name}, got others: save the model that "
+            "was optimised"
+        )
     if path.suffix != ".safetensors":
         raise ValueError(f"path: expected a name ending in .safetensors, got {str(path)!r}")
     if not path.parent.is_dir():

@@ -15,6 +15,7 @@ from tdnet.cli.options import SegmentOptions
 from tdnet.cli.progress import progress_bar
 from tdnet.cli.terminal import say
 from tdnet.data.synthetic import FRAME_RATE, street_clip
+from tdnet.engine import optimize
 from tdnet.models import build_model
 from tdnet.streaming import VideoSegmenter
 from tdnet.video import (
@@ -180,7 +181,7 @@ def _segmenter(
         assert options.model is not None
         torch.manual_seed(0)
         model = build_model(options.model, options.num_classes).to(device)
-    return VideoSegmenter(model.eval(), size)
+    return VideoSegmenter(optimize(model), size)
 
 
 def fail(error: Exception, kept: str | None = None) -> int:
