@@ -2,10 +2,12 @@
 
     python benchmarks/tables.py benchmarks/results/*_cpu.csv
     python benchmarks/tables.py --blocks benchmarks/results/blocks/{forward,training}.csv
+    python benchmarks/tables.py --streams benchmarks/results/streams/cpu.csv
 
 The first prints a table an operator, a row a case; a peer's column is how many times longer it
 takes, by round. The second prints one table of what `--case blocks` and the same with `--backward`
-measured: times as long as ours, and the MB that a call holds beside its arguments.
+measured: times as long as ours, and the MB that a call holds beside its arguments. The third
+prints what benchmarks/streaming_latency.py measured of models and of their optimised forms.
 """
 
 from __future__ import annotations
@@ -85,6 +87,21 @@ def blocks_table(forward: list[Row], training: list[Row]) -> list[str]:
     return _markdown(head, body)
 
 
+def streams_table(rows: list[Row]) -> list[str]:
+    head = ["model", "size", "mean, p95, max ms", "optimised", "times as fast"]
+    body = []
+    for model, size in dict.fromkeys((row["model"], row["size"]) for row in rows):
+        forms = {row["form"]: row for row in rows if (row["model"], row["size"]) == (model, size)}
+        plain, fast = forms["ours"], forms["optimized"]
+        cells = [
+            ", ".join(_number(row[key], ",.0f") for key in ("mean_ms", "p95_ms", "max_ms"))
+            for row in (plain, fast)
+        ]
+        gain = float(plain["mean_ms"]) / float(fast["mean_ms"])
+        body.append([model, size, *cells, f"{gain:.2f}x"])
+    return _markdown(head, body)
+
+
 def _read(path: str) -> list[Row]:
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
@@ -93,6 +110,9 @@ def _read(path: str) -> list[Row]:
 def main() -> None:
     if sys.argv[1] == "--blocks":
         print(*blocks_table(*map(_read, sys.argv[2:])), sep="\n")
+        return
+    if sys.argv[1] == "--streams":
+        print(*streams_table([row for path in sys.argv[2:] for row in _read(path)]), sep="\n")
         return
     rows = [row for path in sys.argv[1:] for row in _read(path)]
     for operator in dict.fromkeys(row["operator"] for row in rows):

@@ -91,12 +91,15 @@ def results():
 
 
 BLOCKS = RESULTS.parent / "blocks"
+STREAMS = RESULTS.parent / "streams"
 
 
 @pytest.mark.parametrize(
     ("document", "arguments"),
     [
         ("performance.md", sorted(RESULTS.parent.glob("*.csv"))),
+        ("performance.md", ["--streams", STREAMS / "cpu.csv"]),
+        ("performance.md", [STREAMS / "winograd_conv2d.csv"]),
         ("swap.md", ["--blocks", BLOCKS / "forward.csv", BLOCKS / "training.csv"]),
     ],
 )
