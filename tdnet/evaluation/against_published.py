@@ -5,14 +5,18 @@
 PATH is a checkout of the published TDNet code (github.com/feinanshan/TDNet), DIR a folder of
 images that sort in the order of the video. Without a checkpoint the weights are random, the
 BatchNorm statistics and the LayerNorm affine too, so that no layer is an identity. The exit code is
-1 if a frame differs by more than 1e-4 of its largest logit.
+1 if a frame differs by more than 1e-4 of its largest logit. Both are timed, in turns: from an image
+to its logits, on as many threads.
 """
 
 import importlib
 import itertools
 import math
+import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tdnet.checkpoints import from_published
+from tdnet.engine import optimize
 from tdnet.models.layers import resize
 from tdnet.models.tdnet import TDNet
 from tdnet.preprocessing import images_of
@@ -128,28 +133,54 @@ def read_frames(folder: Path, size: tuple[int, int], limit: int | None) -> Itera
         yield images_of(pixels[None], size)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """One frame: max|a-b| / max|b| of our logits a and theirs b, and the seconds of both."""
+
+    difference: float
+    theirs: float
+    ours: float
+
+
 @torch.inference_mode()
 def compare(
-    published: nn.Module,
-    name: str,
-    frames: Iterable[Tensor],
-    report: Callable[[int, float], None],
-) -> float:
+    published: nn.Module, name: str, frames: Iterable[Tensor], optimized: bool = False
+) -> Iterator[Compared]:
     """Feed the frames to the published model and to ours with its weights.
 
-    ``report`` gets the index and the difference max|a-b| / max|b| of each frame; the largest
-    difference is returned, infinite if one is not a number.
+    Args:
+        name: one of our names of the models.
+        frames: normalised images ``[1, 3, H, W]``.
+        optimized: whether ours is what `tdnet.optimize` makes of it.
     """
-    segmenter = VideoSegmenter(from_published(published.state_dict(), name))
+    model = from_published(published.state_dict(), name)
+    segmenter = VideoSegmenter(optimize(model) if optimized else model)
     num_paths = path_count(published)
-    largest = 0.0
     for index, image in enumerate(frames):
+        start = time.perf_counter()
         expected = published(image, pos_id=index % num_paths)
-        difference = relative_difference(segmenter.logits(image), expected)
+        between = time.perf_counter()
+        logits = segmenter.logits(image)
         segmenter.prepare()
-        report(index, difference)
-        largest = max(largest, math.inf if math.isnan(difference) else difference)
-    return largest
+        end = time.perf_counter()
+        difference = relative_difference(logits, expected)
+        yield Compared(
+            math.inf if math.isnan(difference) else difference, between - start, end - between
+        )
+
+
+def times_as_fast(frames: Sequence[Compared], num_paths: int) -> str:
+    """Medians over the frames that have a past; nothing without such."""
+    settled = frames[num_paths:]
+    if not settled:
+        return ""
+    theirs, ours = (
+        statistics.median(getattr(frame, who) for frame in settled) for who in ("theirs", "ours")
+    )
+    return (
+        f"a frame: published {1e3 * theirs:,.0f} ms, ours {1e3 * ours:,.0f} ms, "
+        f"{theirs / ours:.2f}x, medians of {len(settled)}"
+    )
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
@@ -190,6 +221,7 @@ def main(
         Path | None, typer.Option(help="Published weights; random ones if not given.", exists=True)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    optimized: Annotated[bool, typer.Option(help="Compare what tdnet.optimize makes.")] = False,
 ) -> None:
     """Compare our logits with the published code's, frame by frame."""
     try:
@@ -204,15 +236,19 @@ def main(
             published.load_state_dict(template.state_dict())
         else:
             _load_published(published, checkpoint)
-        largest = compare(
-            published, name, images, lambda i, d: typer.echo(f"frame {i + 1:3d}: {d:.3g}")
-        )
+        compared = []
+        for frame in compare(published, name, images, optimized):
+            compared.append(frame)
+            typer.echo(f"frame {len(compared):3d}: {frame.difference:.3g}")
         past = weight_of_the_past(published, name, images)
     except (ValueError, RuntimeError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     if past > 0:
         typer.echo(f"for scale: from its own features alone the last frame differs by {past:.3g}")
+    if speed := times_as_fast(compared, path_count(published)):
+        typer.echo(speed)
+    largest = max(frame.difference for frame in compared)
     equal = largest <= TOLERANCE
     typer.echo(
         f"{name} at {size}: largest difference {largest:.3g}, "

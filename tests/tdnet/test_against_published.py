@@ -6,6 +6,7 @@ published code, that code itself is compared too.
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -249,14 +250,15 @@ def test_equals_published_code(name, count):
                 child.ln = nn.LayerNorm(FEATURE_SIZE)
         return model
 
-    published, template = small_model(), small_model()
+    template = small_model()
     frames = random_frames(count)
     against_published.randomise(template, frames[: against_published.path_count(template)], 0)
-    published.load_state_dict(template.state_dict())
-    differences = []
-    against_published.compare(published, name, frames, lambda _, d: differences.append(d))
-    assert len(differences) == count
-    assert max(differences) <= 1e-4
+    for optimized in (False, True):
+        published = small_model()  # it remembers the frames
+        published.load_state_dict(template.state_dict())
+        compared = list(against_published.compare(published, name, frames, optimized))
+        assert len(compared) == count
+        assert max(frame.difference for frame in compared) <= 1e-4
     if count > 1:
         assert against_published.weight_of_the_past(published, name, frames) > 1e-2
 
@@ -264,7 +266,7 @@ def test_equals_published_code(name, count):
 class TestCommand:
     """The command with a stand-in for the published code: the same weights, our own numbers."""
 
-    def run(self, monkeypatch, tmp_path, error=0.0, frames=2):
+    def run(self, monkeypatch, tmp_path, error=0.0, frames=2, options=()):
         class Published(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -287,12 +289,16 @@ class TestCommand:
         app.command()(against_published.main)
         size = f"{HEIGHT}x{WIDTH}"
         arguments = ["--code", str(tmp_path), "--model", "pspnet-18", "--frames", str(tmp_path)]
-        return CliRunner().invoke(app, [*arguments, "--size", size])
+        return CliRunner().invoke(app, [*arguments, "--size", size, *options])
 
-    def test_equal(self, monkeypatch, tmp_path):
-        result = self.run(monkeypatch, tmp_path)
+    @pytest.mark.parametrize("options", [(), ("--optimized",)])
+    def test_equal(self, monkeypatch, tmp_path, options):
+        result = self.run(monkeypatch, tmp_path, options=options)
         assert result.exit_code == 0, result.output
         assert result.output.count("frame ") == 2
+        assert re.search(
+            r"published [\d,]+ ms, ours [\d,]+ ms, [\d.]+x, medians of 1\n", result.output
+        )
 
     @pytest.mark.parametrize("error", [1e-3, float("nan")])
     def test_different(self, monkeypatch, tmp_path, error):
