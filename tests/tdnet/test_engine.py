@@ -41,7 +41,7 @@ def test_every_model_streams_the_same_numbers(name):
         (logits - exact).abs().max() / exact.abs().max()
         for logits in (logits_of(model), logits_of(optimize(model)))
     )
-    assert found < 5 * own + 1e-6, f"{found:.1e} of the largest logit, the model itself {own:.1e}"
+    assert found < 10 * own + 1e-5, f"{found:.1e} of the largest logit, the model itself {own:.1e}"
 
 
 @pytest.mark.parametrize("options", [{"aggregation": "sta"}, {"shared": True}])
