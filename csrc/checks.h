@@ -117,8 +117,8 @@ inline void check_bias(const std::optional<Tensor>& bias, const std::string& lik
   check_size("bias", *bias, 0, out_channels, "output channels");
 }
 
-inline void check_output_channels(const std::string& name, const Tensor& weight) {
-  check(weight.size(0) > 0, name, ": expected at least one output channel, got shape ",
+inline void check_output_channels(const std::string& name, const Tensor& weight, int64_t dim = 0) {
+  check(weight.size(dim) > 0, name, ": expected at least one output channel, got shape ",
         shape_text(weight));
 }
 
@@ -137,6 +137,18 @@ inline void check_pooling(int64_t stride, const std::string& mode) {
   check_choice("mode", mode, "max", "subsample");
 }
 
+// What is added to a result of this shape.
+inline void check_residual(const std::optional<Tensor>& residual, const std::string& like_name,
+                           const Tensor& like, const MapShape& shape) {
+  if (!residual) return;
+  check_feature_map("residual", *residual);
+  check_matches("residual", *residual, like_name, like);
+  check_size("residual", *residual, 0, shape[0], "batch of " + like_name);
+  check_size("residual", *residual, 1, shape[1], "output channels");
+  check_size("residual", *residual, 2, shape[2], "output height");
+  check_size("residual", *residual, 3, shape[3], "output width");
+}
+
 // phi and the residual of Eq. 4 and 5. Returns the shape of the result.
 inline MapShape check_projection(const std::string& like_name, const Tensor& like,
                                  int64_t value_channels, int64_t height, int64_t width,
@@ -152,15 +164,9 @@ inline MapShape check_projection(const std::string& like_name, const Tensor& lik
     check_output_channels("weight", *weight);
   }
   check_bias(bias, like_name, like, out_channels);
-  if (residual) {
-    check_feature_map("residual", *residual);
-    check_matches("residual", *residual, like_name, like);
-    check_size("residual", *residual, 0, like.size(0), "batch of " + like_name);
-    check_size("residual", *residual, 1, out_channels, "output channels");
-    check_size("residual", *residual, 2, height, "output height");
-    check_size("residual", *residual, 3, width, "output width");
-  }
-  return {like.size(0), out_channels, height, width};
+  const MapShape shape{like.size(0), out_channels, height, width};
+  check_residual(residual, like_name, like, shape);
+  return shape;
 }
 
 // [B, C_out, H', W'] of a stride-1 convolution of x [B, C, H, W] by weight [C_out, C, k, k].
@@ -355,21 +361,13 @@ inline MapShape check_winograd_conv2d(const Tensor& x, const Tensor& weight,
   check_matches("weight", weight, "x", x);
   check_size("weight", weight, 0, 36, "positions of a transformed tile");
   check_size("weight", weight, 2, x.size(1), "channels of x");
-  const int64_t out_channels = weight.size(1);
-  check(out_channels > 0, "weight: expected at least one output channel, got shape ",
-        shape_text(weight));
+  check_output_channels("weight", weight, 1);
   check_positive("dilation", dilation);
   check_most_pixels("dilation", dilation);
-  check_bias(bias, "x", x, out_channels);
-  if (residual) {
-    check_feature_map("residual", *residual);
-    check_matches("residual", *residual, "x", x);
-    check_size("residual", *residual, 0, x.size(0), "batch of x");
-    check_size("residual", *residual, 1, out_channels, "output channels");
-    check_size("residual", *residual, 2, x.size(2), "height of x");
-    check_size("residual", *residual, 3, x.size(3), "width of x");
-  }
-  return {x.size(0), out_channels, x.size(2), x.size(3)};
+  const MapShape shape{x.size(0), weight.size(1), x.size(2), x.size(3)};
+  check_bias(bias, "x", x, shape[1]);
+  check_residual(residual, "x", x, shape);
+  return shape;
 }
 
 inline MatrixShape check_upsample_argmax(const Tensor& logits, const std::vector<int64_t>& size,

@@ -81,10 +81,8 @@ def _fold(module: nn.Module, convolution_name: str, norm_name: str) -> None:
 def _replace(module: nn.Module) -> None:
     """Puts the faster forms below in the places of modules, from the whole to its parts."""
     for name, child in module.named_children():
-        if isinstance(child, BasicBlock):
-            child = FastBasicBlock(child)
-        elif isinstance(child, Bottleneck):
-            child = FastBottleneck(child)
+        if isinstance(child, (BasicBlock, Bottleneck)):
+            child = FastBlock(child)
         elif type(child) is ConvNormReLU:
             child = FastConvolution(child.conv, relu=True)
         elif isinstance(child, nn.Conv2d) and _suits_winograd(child):
@@ -137,30 +135,18 @@ class FastConvolution(nn.Module):
         return F.relu_(out) if self.activation == "relu" else out
 
 
-class FastBasicBlock(nn.Module):
-    """A `BasicBlock` whose norms are folded."""
+class FastBlock(nn.Module):
+    """A `BasicBlock` or a `Bottleneck` whose norms are folded."""
 
-    def __init__(self, block: BasicBlock) -> None:
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
         super().__init__()
-        self.first = FastConvolution(block.conv1, relu=True)
-        self.second = FastConvolution(block.conv2, relu=True)
+        convolutions = [getattr(block, name) for name, _ in _NORMS[type(block)]]
+        self.convolutions = nn.ModuleList(FastConvolution(c, relu=True) for c in convolutions)
         self.downsample = block.downsample
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.second(self.first(x), shortcut)
-
-
-class FastBottleneck(nn.Module):
-    """A `Bottleneck` whose norms are folded."""
-
-    def __init__(self, block: Bottleneck) -> None:
-        super().__init__()
-        self.reduce = FastConvolution(block.conv1, relu=True)
-        self.convolve = FastConvolution(block.conv2, relu=True)
-        self.expand = FastConvolution(block.conv3, relu=True)
-        self.downsample = block.downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.expand(self.convolve(self.reduce(x)), shortcut)
+        *convolutions, last = self.convolutions
+        for convolution in convolutions:
+            x = convolution(x)
+        return last(x, shortcut)

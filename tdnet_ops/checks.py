@@ -211,6 +211,19 @@ def check_bias(bias: Tensor | None, like_name: str, like: Tensor, out_channels: 
         check_size("bias", bias, 0, out_channels, "output channels")
 
 
+def check_residual(
+    residual: Tensor | None, like_name: str, like: Tensor, shape: Sequence[int]
+) -> None:
+    """What is added to a result [B, C_out, H, W] of this shape."""
+    if residual is None:
+        return
+    check_feature_map("residual", residual)
+    check_matches("residual", residual, like_name, like)
+    sources = (f"batch of {like_name}", "output channels", "output height", "output width")
+    for dim, source in enumerate(sources):
+        check_size("residual", residual, dim, shape[dim], source)
+
+
 def check_projection(
     like_name: str,
     like: Tensor,
@@ -229,14 +242,9 @@ def check_projection(
         out_channels = weight.shape[0]
         check_output_channels("weight", weight)
     check_bias(bias, like_name, like, out_channels)
-    if residual is not None:
-        check_feature_map("residual", residual)
-        check_matches("residual", residual, like_name, like)
-        check_size("residual", residual, 0, like.shape[0], f"batch of {like_name}")
-        check_size("residual", residual, 1, out_channels, "output channels")
-        check_size("residual", residual, 2, size[0], "output height")
-        check_size("residual", residual, 3, size[1], "output width")
-    return [like.shape[0], out_channels, size[0], size[1]]
+    shape = [like.shape[0], out_channels, size[0], size[1]]
+    check_residual(residual, like_name, like, shape)
+    return shape
 
 
 def check_output_channels(name: str, weight: Tensor, dim: int = 0) -> None:

@@ -57,6 +57,7 @@ def _autocast_kernel(overload: Any, device_type: str) -> Callable[..., Any]:
     return kernel
 
 
+@functools.cache  # An operator that differentiates another is asked for twice.
 def _autograd_kernel(name_space: str, operator: Operator, overload: Any) -> Callable[..., Any]:
     if operator.differentiated_by is not None:
         by = getattr(getattr(torch.ops, name_space), operator.differentiated_by).default

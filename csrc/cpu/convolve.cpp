@@ -174,7 +174,7 @@ Tensor multiply_pixels(const std::array<int64_t, 4>& shape, const Tensor& x, con
   const Tensor product = torch::stable::reshape(torch::stable::matmul(rows, matrix), tokens_first);
   if (bias) add_bias(product, *bias);
   if (residual) add_residual(product, *residual);
-  return torch::stable::transpose(torch::stable::transpose(product, 1, 3), 2, 3);
+  return channels_first(product);
 }
 
 }  // namespace

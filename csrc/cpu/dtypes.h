@@ -61,4 +61,15 @@ inline Tensor empty_float_map(const Tensor& like, const std::array<int64_t, 4>& 
   return with_huge_pages(empty_map(like, ScalarType::Float, shape));
 }
 
+// [B, C, H, W] -> [B, H, W, C], without a copy of what is in channels_last.
+inline Tensor pixels_first(const Tensor& map) {
+  return torch::stable::contiguous(
+      torch::stable::transpose(torch::stable::transpose(map, 1, 2), 2, 3));
+}
+
+// [B, H, W, C] -> [B, C, H, W], the same numbers in channels_last.
+inline Tensor channels_first(const Tensor& pixels) {
+  return torch::stable::transpose(torch::stable::transpose(pixels, 2, 3), 1, 2);
+}
+
 }  // namespace tdnet::cpu

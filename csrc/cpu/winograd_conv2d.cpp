@@ -30,12 +30,6 @@ namespace {
 constexpr int kPositions = 36;  // of a transformed tile
 constexpr int kSide = 4;        // pixels of the result along the side of a tile
 
-// [B, C, H, W] -> [B, H, W, C], without a copy of what is in channels_last.
-Tensor pixels_first(const Tensor& map) {
-  return torch::stable::contiguous(
-      torch::stable::transpose(torch::stable::transpose(map, 1, 2), 2, 3));
-}
-
 // The top left pixel of a tile of the result.
 struct Origin {
   int64_t y, x;
@@ -234,7 +228,7 @@ Tensor convolve_float(const MapShape& shape, const Tensor& x, const Tensor& weig
               .origins = tile_origins(height, width, dilation)},
              batch);
   }
-  const Tensor map = torch::stable::transpose(torch::stable::transpose(out, 2, 3), 1, 2);
+  const Tensor map = channels_first(out);
   return x.stride(1) == 1 ? map : torch::stable::contiguous(map);
 }
 

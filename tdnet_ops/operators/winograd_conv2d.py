@@ -61,18 +61,12 @@ def check_winograd_conv2d(
     checks.check_matches("weight", weight, "x", x)
     checks.check_size("weight", weight, 0, winograd.POSITIONS, "positions of a transformed tile")
     checks.check_size("weight", weight, 2, x.shape[1], "channels of x")
-    out_channels = weight.shape[1]
     checks.check_output_channels("weight", weight, 1)
     checks.check_positive("dilation", dilation)
     checks.check_most_pixels("dilation", dilation)
-    checks.check_bias(bias, "x", x, out_channels)
-    shape = [x.shape[0], out_channels, x.shape[2], x.shape[3]]
-    if residual is not None:
-        checks.check_feature_map("residual", residual)
-        checks.check_matches("residual", residual, "x", x)
-        sources = ("batch of x", "output channels", "height of x", "width of x")
-        for dim, source in enumerate(sources):
-            checks.check_size("residual", residual, dim, shape[dim], source)
+    shape = [x.shape[0], weight.shape[1], x.shape[2], x.shape[3]]
+    checks.check_bias(bias, "x", x, shape[1])
+    checks.check_residual(residual, "x", x, shape)
     return shape
 
 
